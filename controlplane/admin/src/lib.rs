@@ -1,1 +1,10 @@
-//! Placeholder of admin.
+//! The admin API: what `weirctl` asks a unit over a Unix socket, as HTTP with JSON bodies.
+//!
+//! [`api`] has the words of the conversation and the trait [`UnitApi`] that the unit implements; whoever can open the socket
+//! may administer the unit, so the socket's permissions are the access control.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+
+pub use api::{ApiError, UnitApi};
