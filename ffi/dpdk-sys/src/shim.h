@@ -1,0 +1,29 @@
+/* What bindgen reads: DPDK's headers, and functions for what they offer only as inlines, macros or thread-local variables. */
+#include <stdio.h>
+#include <rte_config.h>
+#include <rte_bus.h>
+#include <rte_dev.h>
+#include <rte_eal.h>
+#include <rte_errno.h>
+#include <rte_eth_ring.h>
+#include <rte_ethdev.h>
+#include <rte_lcore.h>
+#include <rte_log.h>
+#include <rte_mbuf.h>
+#include <rte_mempool.h>
+#include <rte_ring.h>
+#include <rte_version.h>
+
+uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
+uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
+
+struct rte_mbuf *shim_alloc(struct rte_mempool *pool);
+int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int count);
+void shim_free(struct rte_mbuf *packet);
+
+int shim_errno(void);
+/* The calling thread's lcore id, or UINT32_MAX if EAL does not know the thread. */
+unsigned int shim_lcore_id(void);
+
+/* From here on DPDK's log goes to `write` (bytes that need not end in NUL); the stream lives as long as the process. -1: no memory. */
+int shim_log_to(ssize_t (*write)(void *, const char *, size_t));
