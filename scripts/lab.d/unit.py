@@ -1,0 +1,175 @@
+"""The unit under test: its YAML, its programs, its start and its end."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from processes import LabError, run, tail, wait_until
+
+CONFIG = """# Written by scripts/lab.
+unit:
+  id: 1
+  name: weir-lab-{name}
+admin:
+  socket: {socket}
+dataplane:
+  shards: {shards}
+  classifiers: 1
+  cpus: {cpus}
+  classifier_cpus: {classifier_cpus}
+  idle: poll
+  hugepages: false
+  memory: 256MiB
+  mbufs: 16384
+  routes: {{ ipv4: 200000, ipv6: 200000 }}
+ports:
+{ports}
+hosts:
+{hosts}
+services:
+{services}
+"""
+
+SERVICE = """  - id: {id}
+    name: {name}
+    vip: "{vip}"
+    protocol: tcp
+    ports: 80
+    mode: {mode}
+    select: tokens
+    take: greatest
+    tokens: 100
+    max_age: 1s
+    no_endpoint: drop
+    probe: {{ kind: http, path: /, interval: 500ms, timeout: 400ms, rise: 2, fall: 3 }}
+    endpoints:
+{endpoints}"""
+
+
+def build(repository, say):
+    """Builds the release binaries, with cargo's own progress, and returns their folder."""
+    say("building weir and weirctl (release; minutes on a cold start)")
+    try:
+        built = subprocess.run(
+            ["cargo", "build", "--release", "-p", "weir", "-p", "weirctl"],
+            cwd=repository,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            check=False,
+        )
+        if built.returncode != 0:
+            raise LabError("cargo build failed, see above")
+        metadata = run(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=repository)
+    except FileNotFoundError as error:
+        raise LabError("cargo is not on PATH; as root, is it another user's?") from error
+    return Path(json.loads(metadata.stdout)["target_directory"]) / "release"
+
+
+def write_config(state, topology, port_type):
+    """Writes the unit's YAML into the lab's folder."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    queues = 2 if port_type == "af_packet" else 1  # a veth has one queue, and af_xdp takes the interface's
+    ports = []
+    for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
+        ports.append(
+            f"  - name: net{index}\n    device: {port_type}:{interface}\n    queues: {queues}\n    mtu: 1500\n"
+            f'    addresses: ["{ipv4}", "{ipv6}"]'
+            + (f"\n    twin: {twin(index)}" if port_type != "af_packet" else "")
+        )
+    services = []
+    for number, (name, vip) in enumerate(zip(("web", "web6"), topology.vips), start=1):
+        endpoints = []
+        for host in topology.hosts:
+            address = host.ipv4 if name == "web" else host.ipv6
+            port = f", port: {topology.host_port}" if topology.host_port != 80 else ""
+            endpoints.append(
+                f'      - {{ host: {host.name}, address: "{address}"{port}, capacity: {host.capacity} }}'
+            )
+        services.append(
+            SERVICE.format(id=number, name=name, vip=vip, mode=topology.mode, endpoints="\n".join(endpoints))
+        )
+    config_path(state).write_text(
+        CONFIG.format(
+            name=topology.name,
+            socket=socket_path(state),
+            shards=4,
+            cpus=cpus,
+            classifier_cpus=cpus[-1:],
+            ports="\n".join(ports),
+            hosts="\n".join(f"  - {{ id: {h.id}, name: {h.name}, address: {h.ipv4} }}" for h in topology.hosts),
+            services="\n".join(services),
+        )
+    )
+
+
+def twin(index):
+    return f"twin{index}"
+
+
+def config_path(state):
+    return state.folder / "weir.yaml"
+
+
+def log_path(state):
+    return state.folder / "weir.log"
+
+
+def socket_path(state):
+    return state.folder / "weir.sock"
+
+
+def start(state, topology, port_type):
+    """Starts the unit and waits until its admin socket answers."""
+    binary = Path(state.data["bin_dir"]) / "weir"
+    checked = run(["ip", "netns", "exec", topology.unit, binary, "check", config_path(state)], check=False)
+    if checked.returncode != 0:
+        raise LabError(f"weir check refuses the lab's own configuration:\n{checked.stderr or checked.stdout}")
+    state.start("weir", [binary, "run", "--config", config_path(state)], log_path(state), topology.unit)
+    if port_type != "af_packet":
+        _address_twins(state, topology)
+    wait_until(
+        "the unit's admin socket",
+        lambda: weirctl(state, "status"),
+        30,
+        alive=lambda: state.ensure_alive("weir"),
+    )
+
+
+def _address_twins(state, topology):
+    """The kernel sees such a port only through its twin, so that is where its addresses belong."""
+    for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
+        device = twin(index)
+        wait_until(
+            f"the twin {device}",
+            lambda device=device: run(["ip", "-n", topology.unit, "link", "show", device], check=False).returncode == 0,
+            30,
+            alive=lambda: state.ensure_alive("weir"),
+        )
+        run(["ip", "-n", topology.unit, "address", "flush", "dev", interface])
+        run(["ip", "-n", topology.unit, "link", "set", device, "up"])
+        run(["ip", "-n", topology.unit, "address", "replace", ipv4, "dev", device])
+        run(["ip", "-n", topology.unit, "address", "replace", ipv6, "dev", device, "nodad"])
+
+
+def weirctl(state, *words):
+    """One answer of the unit's admin interface."""
+    done = run(
+        [Path(state.data["bin_dir"]) / "weirctl", "--socket", socket_path(state), "--json", *words], timeout=10
+    )
+    try:
+        return json.loads(done.stdout)
+    except json.JSONDecodeError as error:
+        raise LabError(f"weirctl {' '.join(words)} did not answer JSON: {done.stdout[:200]!r}") from error
+
+
+def stop(state):
+    """Ends the unit; returns what was wrong with its end, or None. A leaked packet buffer is wrong."""
+    if "weir" not in state.processes:
+        return None
+    if not state.stop("weir"):
+        return f"the unit did not leave by itself; the end of its log:\n{tail(log_path(state))}"
+    text = log_path(state).read_text(errors="replace")
+    if "mbufs_in_use=0" not in text.replace("\x1b[0m", "").replace("\x1b[3m", "").replace("\x1b[2m", ""):
+        return f"the unit's log does not end with mbufs_in_use=0:\n{tail(log_path(state))}"
+    return None
