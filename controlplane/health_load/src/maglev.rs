@@ -10,6 +10,8 @@ use weir_identity::EndpointId;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Maglev {
     slots: Box<[EndpointId]>,
+    /// There is more than one endpoint.
+    several: bool,
 }
 
 impl Maglev {
@@ -56,14 +58,31 @@ impl Maglev {
                 }
             }
         }
-        Maglev { slots: slots.into_iter().flatten().collect() }
+        Maglev { slots: slots.into_iter().flatten().collect(), several: walks.len() > 1 }
     }
 
     /// The endpoint of a hash; none if the table has no endpoints.
     #[must_use]
     pub fn lookup(&self, hash: u64) -> Option<EndpointId> {
-        let size = u64::try_from(self.slots.len()).ok()?;
-        self.slots.get(usize::try_from(hash.checked_rem(size)?).ok()?).copied()
+        self.slots.get(self.slot(hash)?).copied()
+    }
+
+    /// The endpoint of a hash, or if that is `avoid` always the same other one; `avoid` if there is no other.
+    ///
+    /// The clients of an avoided endpoint are spread over all others. It may cost a walk through the table.
+    #[must_use]
+    pub fn lookup_avoiding(&self, hash: u64, avoid: EndpointId) -> Option<EndpointId> {
+        let first = self.lookup(hash)?;
+        if first != avoid || !self.several {
+            return Some(first);
+        }
+        // Neighbours in the table have nothing in common, but clients of the same slot do: begin elsewhere.
+        let (before, after) = self.slots.split_at(self.slot((hash ^ (hash >> 29)).wrapping_mul(ELSEWHERE))?);
+        after.iter().chain(before).copied().find(|endpoint| *endpoint != avoid).or(Some(first))
+    }
+
+    fn slot(&self, hash: u64) -> Option<usize> {
+        usize::try_from(hash.checked_rem(u64::try_from(self.slots.len()).ok()?)?).ok()
     }
 }
 
@@ -95,6 +114,9 @@ impl Walk {
         self.position = (self.position + self.skip) % size;
     }
 }
+
+/// Odd and without pattern.
+const ELSEWHERE: u64 = 0xbf58_476d_1ce4_e5b9;
 
 /// Primes, each about twice the one before.
 const SIZES: [usize; 6] = [2_039, 4_093, 8_191, 16_381, 32_749, Maglev::SIZE];
@@ -160,6 +182,23 @@ mod tests {
         }
         assert!(had_to > 3_000);
         assert!(moved < Maglev::SIZE / 20, "{moved} clients of the others moved");
+    }
+
+    #[test]
+    fn the_clients_of_the_avoided_are_spread() {
+        let table = Maglev::build(&endpoints(&[10, 10, 10, 1]), 2_039);
+        let mut counts = [0; 4];
+        for client in (0..60_000u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
+            let other = table.lookup_avoiding(client, EndpointId(0)).unwrap();
+            if table.lookup(client) == Some(EndpointId(0)) {
+                counts[other.index()] += 1;
+            } else {
+                assert_eq!(table.lookup(client), Some(other));
+            }
+        }
+        assert!(counts[0] == 0 && counts[1] > 7_000 && counts[2] > 7_000 && counts[3] > 500, "{counts:?}");
+        let alone = Maglev::build(&endpoints(&[10]), 2_039);
+        assert_eq!(alone.lookup_avoiding(3, EndpointId(0)), Some(EndpointId(0)));
     }
 
     #[test]

@@ -1,0 +1,153 @@
+//! The token scheme at the classifier: an allotment of tokens, and the order in which they are consumed.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use weir_identity::{EndpointId, Moment};
+
+use crate::handler::{Allotment, Demand, Handler, Share, ranks};
+use crate::standing::Take;
+
+/// What is left of the latest token allotment of one service.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    /// The amounts are what is left.
+    allotment: Allotment,
+    order: Order,
+    rotation: u32,
+    /// The place of each share among equals.
+    ranks: Vec<usize>,
+}
+
+/// Shares with tokens left, by index, whose turn comes as the service says.
+#[derive(Debug)]
+enum Order {
+    /// By tokens left, then by rank.
+    Greatest(BinaryHeap<(u32, Reverse<usize>, usize)>),
+    /// The one served last goes to the back.
+    RoundRobin { queue: VecDeque<usize>, last: usize },
+    /// The first one until it is used up.
+    Linear(VecDeque<usize>),
+}
+
+impl Tokens {
+    pub(crate) fn new(take: Take, rotation: u32) -> Self {
+        let order = match take {
+            Take::Greatest => Order::Greatest(BinaryHeap::new()),
+            Take::RoundRobin => Order::RoundRobin { queue: VecDeque::new(), last: usize::MAX },
+            Take::Linear => Order::Linear(VecDeque::new()),
+        };
+        Tokens { allotment: Allotment::default(), order, rotation, ranks: Vec::new() }
+    }
+
+    /// Consumes a token; asks for a new allotment if there is none left or they are too old.
+    pub(crate) fn take(
+        &mut self,
+        demand: Demand,
+        avoid: Option<EndpointId>,
+        handler: &mut Handler,
+        now: Moment,
+    ) -> Option<EndpointId> {
+        if self.allotment.shares.is_empty() || self.allotment.is_void(now) || self.order.is_empty() {
+            self.renew(demand, handler, now);
+        }
+        if let Some(endpoint) = self.consume(avoid) {
+            return Some(endpoint);
+        }
+        // Nothing fits, or only what is to be avoided has tokens left.
+        let avoid = avoid.filter(|_| !self.allotment.shares.is_empty())?;
+        self.renew(demand, handler, now);
+        self.consume(Some(avoid)).or_else(|| self.without_token(avoid)).or_else(|| self.consume(None))
+    }
+
+    /// Gives back what is left.
+    pub(crate) fn void(&mut self, demand: Demand, handler: &mut Handler) {
+        handler.settle(demand.service, &self.allotment);
+        self.allotment.clear();
+        self.order.clear();
+    }
+
+    fn renew(&mut self, demand: Demand, handler: &mut Handler, now: Moment) {
+        self.void(demand, handler);
+        handler.grant(demand, now, &mut self.allotment);
+        let shares = &self.allotment.shares;
+        if self.ranks.len() != shares.len() {
+            self.ranks = ranks(shares.len(), self.rotation).collect();
+        }
+        // Ranks count up from the one that is first, and go on from the front behind the last.
+        let first = self.ranks.iter().position(|rank| *rank == 0).unwrap_or(0);
+        let in_turn = |from: usize| (from..shares.len()).chain(0..from).filter(|i| shares[*i].amount > 0);
+        match &mut self.order {
+            Order::Greatest(heap) => {
+                heap.extend(in_turn(0).map(|i| (shares[i].amount, Reverse(self.ranks[i]), i)));
+            }
+            Order::RoundRobin { queue, last } => {
+                queue.extend(in_turn(if *last < shares.len() { *last + 1 } else { first }));
+            }
+            Order::Linear(queue) => queue.extend(in_turn(first)),
+        }
+    }
+
+    /// Takes the next token of an endpoint other than `avoid`.
+    fn consume(&mut self, avoid: Option<EndpointId>) -> Option<EndpointId> {
+        let shares = &mut self.allotment.shares;
+        let avoided = |i: usize, shares: &[Share]| avoid == Some(shares[i].endpoint);
+        let i = match &mut self.order {
+            Order::Greatest(heap) => {
+                let mut kept = heap.pop()?;
+                if avoided(kept.2, shares) {
+                    let avoided = kept;
+                    let next = heap.pop();
+                    heap.push(avoided);
+                    kept = next?;
+                }
+                kept.0 -= 1;
+                if kept.0 > 0 {
+                    heap.push(kept);
+                }
+                kept.2
+            }
+            Order::RoundRobin { queue, last } => {
+                let at = usize::from(avoided(*queue.front()?, shares));
+                let i = queue.remove(at)?;
+                if shares[i].amount > 1 {
+                    queue.push_back(i);
+                }
+                *last = i;
+                i
+            }
+            Order::Linear(queue) => {
+                let at = usize::from(avoided(*queue.front()?, shares));
+                let i = *queue.get(at)?;
+                if shares[i].amount == 1 {
+                    queue.remove(at);
+                }
+                i
+            }
+        };
+        shares[i].amount -= 1;
+        Some(shares[i].endpoint)
+    }
+
+    /// Another endpoint that fits, though so small that it got no token this time.
+    fn without_token(&self, avoid: EndpointId) -> Option<EndpointId> {
+        let others = self.allotment.shares.iter().zip(&self.ranks).filter(|(share, _)| share.endpoint != avoid);
+        others.min_by_key(|(_, rank)| **rank).map(|(share, _)| share.endpoint)
+    }
+}
+
+impl Order {
+    fn is_empty(&self) -> bool {
+        match self {
+            Order::Greatest(heap) => heap.is_empty(),
+            Order::RoundRobin { queue, .. } | Order::Linear(queue) => queue.is_empty(),
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            Order::Greatest(heap) => heap.clear(),
+            Order::RoundRobin { queue, .. } | Order::Linear(queue) => queue.clear(),
+        }
+    }
+}
