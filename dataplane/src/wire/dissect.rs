@@ -31,6 +31,8 @@ pub struct Dissection {
     pub traffic_class: u8,
     /// Whether the IP header itself carries options (IPv4) or extension headers (IPv6).
     pub has_options: bool,
+    /// Whether a source route or routing header may still lead elsewhere: the destination need not be the last one.
+    pub source_routed: bool,
     /// The fragment fields of a packet in pieces; none for a whole one, atomic fragments included.
     pub fragment: Option<Fragment>,
 }
@@ -63,6 +65,7 @@ impl Dissection {
                     hop_limit: packet.ttl(),
                     traffic_class: packet.tos(),
                     has_options: packet.header_len() > ipv4::HEADER_LEN,
+                    source_routed: packet.options().flatten().any(|option| option.is_source_route()),
                     fragment: packet.is_fragment().then_some(fragment),
                 })
             }
@@ -79,6 +82,7 @@ impl Dissection {
                     hop_limit: packet.hop_limit(),
                     traffic_class: packet.traffic_class(),
                     has_options: upper.offset != 0,
+                    source_routed: upper.segments_left,
                     fragment: upper.fragment.filter(|fragment| !fragment.is_atomic()),
                 })
             }
