@@ -1,0 +1,125 @@
+//! The classifier's inventory: the sessions it has decided or been told of, which is its unit's part of the session table.
+
+use weir_cpu::MapError;
+
+use crate::flow::{FlowHash, Key};
+use crate::route_table::{IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
+
+/// Sessions by flow, 64 bytes each for IPv4.
+///
+/// A session that a forwarder has a route for lives until that forwarder gives notice; one without a route lives for its state's
+/// idle timeout.
+#[derive(Debug)]
+pub(super) struct Inventory {
+    v4: RouteTable<Slot4>,
+    v6: RouteTable<Slot6>,
+}
+
+impl Inventory {
+    pub(super) fn new(capacity_v4: usize, capacity_v6: usize, hash: &FlowHash) -> Result<Self, MapError> {
+        Ok(Self { v4: RouteTable::new(capacity_v4, hash.clone())?, v6: RouteTable::new(capacity_v6, hash.clone())? })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// The route of a session that is alive.
+    pub(super) fn find(&self, key: &Key, now: u32, timeouts: &IdleTimeouts) -> Option<Route> {
+        match key {
+            Key::V4(key) => find(&self.v4, key, now, timeouts),
+            Key::V6(key) => find(&self.v6, key, now, timeouts),
+        }
+    }
+
+    /// Remembers a session that a forwarder gets a route for; whether another one had to be forgotten for it.
+    pub(super) fn put(&mut self, key: &Key, route: Route, now: u32) -> bool {
+        match key {
+            Key::V4(key) => put(&mut self.v4, key, route, now),
+            Key::V6(key) => put(&mut self.v6, key, route, now),
+        }
+    }
+
+    /// A forwarder gets a route for a session again.
+    pub(super) fn mark_routed(&mut self, key: &Key, state: Option<State>, now: u32) {
+        self.change(key, |entry| {
+            entry.set_flags(ROUTED);
+            entry.touch(now);
+            state.into_iter().for_each(|state| entry.set_state(state));
+        });
+    }
+
+    /// The forwarder has no route any more; the session stays for its idle timeout.
+    pub(super) fn mark_unrouted(&mut self, key: &Key, now: u32) {
+        self.change(key, |entry| {
+            entry.set_flags(0);
+            entry.touch(now);
+        });
+    }
+
+    pub(super) fn set_state(&mut self, key: &Key, state: State) {
+        self.change(key, |entry| entry.set_state(state));
+    }
+
+    pub(super) fn remove(&mut self, key: &Key) {
+        match key {
+            Key::V4(key) => self.v4.find(key).into_iter().for_each(|index| self.v4.remove(index)),
+            Key::V6(key) => self.v6.find(key).into_iter().for_each(|index| self.v6.remove(index)),
+        }
+    }
+
+    /// Forgets sessions without a route that are out of time, among the next `count` places.
+    pub(super) fn sweep(&mut self, count: usize, now: u32, timeouts: &IdleTimeouts) {
+        self.v4.sweep(count, |_, entry| entry.flags() & ROUTED == 0 && entry.expired(now, timeouts));
+        self.v6.sweep(count, |_, entry| entry.flags() & ROUTED == 0 && entry.expired(now, timeouts));
+    }
+
+    fn change(&mut self, key: &Key, change: impl FnOnce(&mut crate::route_table::Entry)) {
+        let entry = match key {
+            Key::V4(key) => self.v4.find(key).map(|index| self.v4.entry_mut(index)),
+            Key::V6(key) => self.v6.find(key).map(|index| self.v6.entry_mut(index)),
+        };
+        if let Some(entry) = entry {
+            change(entry);
+        }
+    }
+}
+
+fn find<S: Slot>(table: &RouteTable<S>, key: &S::Key, now: u32, timeouts: &IdleTimeouts) -> Option<Route> {
+    let entry = table.entry(table.find(key)?);
+    (entry.flags() & ROUTED != 0 || !entry.expired(now, timeouts)).then(|| entry.route())
+}
+
+fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32) -> bool {
+    if let Some(index) = table.find(key) {
+        let entry = table.entry_mut(index);
+        entry.set_route(route);
+        entry.set_flags(ROUTED);
+        entry.touch(now);
+        return false;
+    }
+    let mut evicted = false;
+    if table.is_full() {
+        let mut victim = None;
+        // A sparse stretch may hold nothing; the cursor moves on each time.
+        for _ in 0..EVICTION_ROUNDS {
+            victim = table.least_worth(EVICTION_SAMPLE, now);
+            if victim.is_some() {
+                break;
+            }
+        }
+        if let Some((index, _)) = victim {
+            table.remove(index);
+            evicted = true;
+        }
+    }
+    if let Ok(index) = table.insert(key, route, now) {
+        table.entry_mut(index).set_flags(ROUTED);
+    }
+    evicted
+}
+
+/// A forwarder has a route for this session.
+const ROUTED: u8 = 1;
+const EVICTION_SAMPLE: usize = 32;
+const EVICTION_ROUNDS: usize = 8;

@@ -1,0 +1,397 @@
+//! The classifier: sees what has no route, decides once per connection, and sends the packet back with its route.
+//!
+//! It asks its inventory first, so that a retransmitted SYN or a failover's burst never costs two tokens or two endpoints. While an
+//! answer is pending, later packets of the flow wait behind the first in a bounded place. It is sans-IO and generic over what
+//! stands for a packet: the buffer itself over a ring, a cookie between units.
+
+mod inventory;
+mod pending;
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use weir_cpu::MapError;
+use weir_health_load::{Allotments, Directive, Request};
+use weir_identity::{EndpointId, Moment, Ticket};
+use weir_sessions::{Binding, SessionKey, SessionKind, SessionLookup};
+
+use self::inventory::Inventory;
+use self::pending::{Pending, Stage, Waiting};
+use crate::counters::ClassifierCounters;
+use crate::farm::{Farm, NoEndpoint};
+use crate::flow::{FlowHash, Key, protocol};
+use crate::plumbing::{Ask, Event, Notice, Question, Refusal, Reply, Verdict};
+use crate::route_table::{Action, Route, State};
+
+/// One classifier; a value that one core owns.
+pub struct Classifier<H> {
+    farm: Arc<Farm>,
+    inventory: Inventory,
+    pending: Pending<H>,
+    allotments: Box<dyn Allotments>,
+    sessions: Box<dyn SessionLookup>,
+    tickets: u64,
+    counters: ClassifierCounters,
+}
+
+/// How much a classifier may remember.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// IPv4 sessions in the inventory.
+    pub sessions_ipv4: usize,
+    /// IPv6 sessions in the inventory.
+    pub sessions_ipv6: usize,
+    /// Packets that may wait for decisions.
+    pub pending: usize,
+    /// The unit's hashes.
+    pub hash: FlowHash,
+}
+
+impl<H> Classifier<H> {
+    /// A classifier that spends `allotments` and asks `sessions`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough address space for the inventory.
+    pub fn new(
+        settings: &Settings,
+        farm: Arc<Farm>,
+        allotments: Box<dyn Allotments>,
+        sessions: Box<dyn SessionLookup>,
+    ) -> Result<Self, MapError> {
+        Ok(Self {
+            farm,
+            inventory: Inventory::new(settings.sessions_ipv4, settings.sessions_ipv6, &settings.hash)?,
+            pending: Pending::new(settings.pending),
+            allotments,
+            sessions,
+            tickets: 0,
+            counters: ClassifierCounters::default(),
+        })
+    }
+
+    /// Goes on with a newer farm.
+    pub fn set_farm(&mut self, farm: Arc<Farm>) {
+        self.farm = farm;
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn counters(&self) -> ClassifierCounters {
+        ClassifierCounters { inventory: self.inventory.len() as u64, ..self.counters }
+    }
+
+    /// Decides about a packet, at once (by `reply`) or when an answer comes (by [`Classifier::poll`]).
+    pub fn ask(&mut self, question: Question<H>, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
+        self.counters.questions += 1;
+        let question = if self.pending.is_empty() {
+            question
+        } else {
+            match self.pending.join(question) {
+                Ok(()) => {
+                    self.counters.queued += 1;
+                    return;
+                }
+                Err((true, question)) => return refuse(question, Verdict::Drop(Refusal::PendingFull), reply),
+                Err((false, question)) => question,
+            }
+        };
+        let ask = question.ask;
+        let destination = ask.key.destination();
+        let Some(vip) = self.farm.vip_of(&ask.key) else {
+            return refuse(question, Verdict::Drop(Refusal::NoService), reply);
+        };
+        let Some(service) = self.farm.service(vip, ask.key.protocol(), destination.port()) else {
+            self.counters.no_service += 1;
+            let known = self.farm.serves_protocol(vip, ask.key.protocol());
+            let refusal = if known { Refusal::NoService } else { Refusal::Protocol };
+            return refuse(question, Verdict::Drop(refusal), reply);
+        };
+        let question = match self.from_inventory(question, now, reply) {
+            Some(question) => question,
+            None => return,
+        };
+        let ticket = self.ticket();
+        if ask.opens {
+            self.allot(ticket, question, service, now, reply);
+        } else {
+            match self.sessions.query(ticket, &session_key(self.farm.services[service].id, &ask.key), now) {
+                Poll::Ready(binding) => self.after_session(binding, question, service, now, reply),
+                Poll::Pending => self.wait(ticket, question, service, Stage::Session, now, reply),
+            }
+        }
+    }
+
+    /// Takes late answers and ends waits that lasted too long.
+    pub fn poll(&mut self, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
+        while let Some((ticket, endpoint)) = self.allotments.poll_answer(now) {
+            if let Some(waiting) = self.pending.finish(ticket) {
+                self.release(waiting, reply, |classifier, ask, service| {
+                    classifier.after_allotment(endpoint, ask, service, now)
+                });
+            }
+        }
+        while let Some((ticket, binding)) = self.sessions.poll_answer(now) {
+            if let Some(waiting) = self.pending.finish(ticket) {
+                self.after_late_session(binding, waiting, now, reply);
+            }
+        }
+        while let Some(waiting) = self.pending.overdue(now) {
+            self.release(waiting, reply, |_, _, _| Verdict::Drop(Refusal::PendingFull));
+        }
+    }
+
+    /// Hears from a forwarder what happened to a route.
+    pub fn notice(&mut self, notice: &Notice, now: Moment) {
+        self.counters.notices += 1;
+        match notice.event {
+            Event::Confirmed => self.inventory.set_state(&notice.key, State::Established),
+            Event::Closing => self.inventory.set_state(&notice.key, State::Closing),
+            Event::Expired => self.inventory.remove(&notice.key),
+            Event::Evicted => self.inventory.mark_unrouted(&notice.key, millis(now)),
+        }
+    }
+
+    /// Forgets what is out of time among the next `count` places of the inventory.
+    pub fn sweep(&mut self, count: usize, now: Moment) {
+        self.inventory.sweep(count, millis(now), &self.farm.timeouts);
+    }
+
+    /// Answers from the inventory, or gives the question back.
+    fn from_inventory(
+        &mut self,
+        question: Question<H>,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) -> Option<Question<H>> {
+        let ask = question.ask;
+        let Some(route) = self.inventory.find(&ask.key, millis(now), &self.farm.timeouts) else {
+            return Some(question);
+        };
+        // A SYN repeated while the first one's answer was on its way still calls the route a zombie: the inventory says Opening.
+        let zombie = route.state == State::Closing || ask.zombie && route.state == State::Established;
+        let reopens = ask.opens && zombie;
+        if reopens {
+            self.counters.reopened += 1;
+            return Some(question);
+        }
+        if let Action::Send { endpoint, .. } = route.action {
+            let usable = self.farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.directive != Directive::Inactive);
+            if !usable {
+                self.inventory.remove(&ask.key);
+                if ask.opens {
+                    return Some(question);
+                }
+                refuse(question, Verdict::Drop(Refusal::Inactive), reply);
+                return None;
+            }
+        }
+        self.counters.remembered += 1;
+        let state = next_state(route.state, &ask);
+        self.inventory.mark_routed(&ask.key, Some(state), millis(now));
+        let verdict = Verdict::Install { route: Route { state, ..route }, replace: false };
+        reply(Reply { key: ask.key, verdict, held: question.held });
+        None
+    }
+
+    /// Asks for an endpoint for a new connection.
+    fn allot(
+        &mut self,
+        ticket: Ticket,
+        question: Question<H>,
+        service: usize,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        let request =
+            Request { ticket, service: self.farm.services[service].id, client: question.ask.client, avoid: None };
+        match self.allotments.take(request, now) {
+            Poll::Ready(endpoint) => {
+                let verdict = self.after_allotment(endpoint, &question.ask, service, now);
+                reply(Reply { key: question.ask.key, verdict, held: question.held });
+            }
+            Poll::Pending => self.wait(ticket, question, service, Stage::Allotment, now, reply),
+        }
+    }
+
+    fn after_allotment(&mut self, endpoint: Option<EndpointId>, ask: &Ask, service: usize, now: Moment) -> Verdict {
+        match endpoint {
+            Some(id) => {
+                self.counters.decided += 1;
+                if self.farm.endpoint(id).is_some_and(|endpoint| endpoint.backup) {
+                    self.counters.backup += 1;
+                }
+                self.bind(id, ask, service, now)
+            }
+            None => {
+                self.counters.no_endpoint += 1;
+                match self.farm.services[service].no_endpoint {
+                    NoEndpoint::Drop => Verdict::Drop(Refusal::NoEndpoint),
+                    NoEndpoint::Reset => Verdict::Reset(Refusal::NoEndpoint),
+                }
+            }
+        }
+    }
+
+    /// A connection that is not in the inventory: where the session table says; else, with ports, by consistent hash.
+    fn after_session(
+        &mut self,
+        binding: Option<Binding>,
+        question: Question<H>,
+        service: usize,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        let ask = question.ask;
+        if let Some(verdict) = self.recall(binding, &ask, service, now) {
+            return reply(Reply { key: ask.key, verdict, held: question.held });
+        }
+        if ask.key.protocol() != protocol::TCP {
+            // Every unknown datagram is a first one.
+            let ticket = self.ticket();
+            return self.allot(ticket, question, service, now, reply);
+        }
+        let verdict = self.guess(&ask, service, now);
+        reply(Reply { key: ask.key, verdict, held: question.held });
+    }
+
+    /// The same, when the answer came late and packets have gathered.
+    fn after_late_session(
+        &mut self,
+        binding: Option<Binding>,
+        waiting: Waiting<H>,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        let (ask, service) = (waiting.ask, waiting.service);
+        if let Some(verdict) = self.recall(binding, &ask, service, now) {
+            return self.release(waiting, reply, |_, _, _| verdict);
+        }
+        if ask.key.protocol() == protocol::TCP {
+            return self.release(waiting, reply, |classifier, ask, service| classifier.guess(ask, service, now));
+        }
+        let ticket = self.ticket();
+        let request = Request { ticket, service: self.farm.services[service].id, client: ask.client, avoid: None };
+        match self.allotments.take(request, now) {
+            Poll::Ready(endpoint) => self.release(waiting, reply, |classifier, ask, service| {
+                classifier.after_allotment(endpoint, ask, service, now)
+            }),
+            Poll::Pending => self.pending.wait_on(ticket, Waiting { stage: Stage::Allotment, ..waiting }, now),
+        }
+    }
+
+    /// What the session table knows, if the farm still has that endpoint.
+    fn recall(&mut self, binding: Option<Binding>, ask: &Ask, service: usize, now: Moment) -> Option<Verdict> {
+        let wanted = binding?.endpoint;
+        let (id, _) = (0..).zip(&self.farm.endpoints).find(|(_, endpoint)| {
+            endpoint.service == service && endpoint.host == wanted.host && endpoint.address == wanted.address
+        })?;
+        self.counters.recalled += 1;
+        Some(self.bind(EndpointId(id), ask, service, now))
+    }
+
+    /// Where a connection that nobody knows most probably is.
+    fn guess(&mut self, ask: &Ask, service: usize, now: Moment) -> Verdict {
+        match self.allotments.guess(self.farm.services[service].id, ask.client) {
+            Some(endpoint) if ask.closes => {
+                // The last word of a connection nobody knows is passed on and not remembered.
+                self.counters.guessed += 1;
+                Verdict::Once { endpoint, mode: self.farm.services[service].mode }
+            }
+            Some(endpoint) => {
+                self.counters.guessed += 1;
+                self.bind(endpoint, ask, service, now)
+            }
+            None => {
+                self.counters.no_endpoint += 1;
+                let route = Route { action: Action::Drop, state: State::Refused };
+                Verdict::Install { route, replace: false }
+            }
+        }
+    }
+
+    /// Remembers where a flow goes and makes its route.
+    fn bind(&mut self, endpoint: EndpointId, ask: &Ask, service: usize, now: Moment) -> Verdict {
+        let mode = self.farm.services[service].mode;
+        let state = match ask.key.protocol() {
+            protocol::TCP if ask.opens => State::Opening,
+            protocol::TCP => State::Established,
+            _ => State::Datagram,
+        };
+        let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state };
+        if self.inventory.put(&ask.key, route, millis(now)) {
+            self.counters.inventory_evicted += 1;
+        }
+        Verdict::Install { route, replace: ask.opens }
+    }
+
+    fn wait(
+        &mut self,
+        ticket: Ticket,
+        question: Question<H>,
+        service: usize,
+        stage: Stage,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        self.counters.pending += 1;
+        if let Err(question) = self.pending.wait(ticket, question, service, stage, now) {
+            refuse(question, Verdict::Drop(Refusal::PendingFull), reply);
+        }
+    }
+
+    /// Decides once and answers all packets that waited; only the first one's install may replace a route.
+    fn release(
+        &mut self,
+        waiting: Waiting<H>,
+        reply: &mut impl FnMut(Reply<H>),
+        decide: impl FnOnce(&mut Self, &Ask, usize) -> Verdict,
+    ) {
+        let mut verdict = decide(self, &waiting.ask, waiting.service);
+        for held in waiting.held {
+            reply(Reply { key: waiting.ask.key, verdict, held });
+            if let Verdict::Install { replace, .. } = &mut verdict {
+                *replace = false;
+            }
+        }
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+}
+
+fn refuse<H>(question: Question<H>, verdict: Verdict, reply: &mut impl FnMut(Reply<H>)) {
+    reply(Reply { key: question.ask.key, verdict, held: question.held });
+}
+
+/// The state of a remembered session after one more packet.
+fn next_state(state: State, ask: &Ask) -> State {
+    match state {
+        State::Opening if ask.opens => State::Opening,
+        State::Opening | State::Established if ask.closes => State::Closing,
+        State::Opening => State::Established,
+        state => state,
+    }
+}
+
+/// A connection's name in the session table: client address and port, VIP and port, protocol.
+fn session_key(service: weir_identity::ServiceId, key: &Key) -> SessionKey {
+    let mut bytes = arrayvec::ArrayVec::<u8, 40>::new();
+    for socket in [key.source(), key.destination()] {
+        match socket.ip() {
+            std::net::IpAddr::V4(address) => bytes.extend(address.octets()),
+            std::net::IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+        bytes.extend(socket.port().to_be_bytes());
+    }
+    bytes.push(key.protocol());
+    SessionKey::new(SessionKind::Connection, service, &bytes).unwrap_or_else(|_| unreachable!("37 bytes at the most"))
+}
+
+/// The tables' clock: milliseconds, wrapping after 49 days.
+#[expect(clippy::cast_possible_truncation, reason = "it wraps, and idle times are differences")]
+pub(crate) fn millis(now: Moment) -> u32 {
+    now.0 as u32
+}

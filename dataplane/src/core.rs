@@ -1,0 +1,255 @@
+//! A core: the loop that runs shards and classifiers, and how they come to it and leave it.
+//!
+//! The loop itself belongs to whoever has a thread and a clock; here is one turn of it. Commands come over a channel and are looked
+//! at between two turns.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::{ArcSwap, Cache};
+use crossbeam::channel::{Receiver, Sender};
+use weir_identity::Moment;
+
+use crate::classifier::Classifier;
+use crate::counters::ClassifierCounters;
+use crate::farm::Farm;
+use crate::packet::{BURST, Queue};
+use crate::plumbing::{Question, Reply};
+use crate::shard::{Held, Shard, ShardLink};
+
+/// What a core runs.
+pub struct Core<Q: Queue> {
+    shards: Vec<Shard<Q>>,
+    classifiers: Vec<ClassifierSeat<Q::Packet>>,
+    commands: Receiver<Command<Q>>,
+    farm: Cache<Arc<ArcSwap<Farm>>, Arc<Farm>>,
+    generation: u64,
+}
+
+/// What can be asked of a core.
+pub enum Command<Q: Queue> {
+    /// Run this shard from now on.
+    AddShard(Box<Shard<Q>>),
+    /// Give the shard with this number away.
+    TakeShard(usize, Sender<Box<Shard<Q>>>),
+    /// Run this classifier from now on.
+    AddClassifier(Box<ClassifierSeat<Q::Packet>>),
+    /// Give the classifier with this number away.
+    TakeClassifier(usize, Sender<Box<ClassifierSeat<Q::Packet>>>),
+    /// Look into the shard with this number; what is done must be short.
+    Visit(usize, Box<dyn FnOnce(&Shard<Q>, Moment) + Send>),
+    /// End.
+    Stop,
+}
+
+/// How a turn went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Packets and messages dealt with; 0 if there was nothing to do.
+    Worked(usize),
+    /// A stop was ordered.
+    Stopped,
+}
+
+impl<Q: Queue> Core<Q> {
+    /// A core without anything to run yet.
+    #[must_use]
+    pub fn new(commands: Receiver<Command<Q>>, farm: Arc<ArcSwap<Farm>>) -> Self {
+        Self { shards: Vec::new(), classifiers: Vec::new(), commands, farm: Cache::new(farm), generation: 0 }
+    }
+
+    /// One round over everything that it runs.
+    pub fn turn(&mut self, now: Moment) -> Turn {
+        while let Ok(command) = self.commands.try_recv() {
+            if self.obey(command, now) == Turn::Stopped {
+                return Turn::Stopped;
+            }
+        }
+        self.refresh_farm();
+        let mut work = 0;
+        for shard in &mut self.shards {
+            work += shard.turn(now);
+        }
+        for classifier in &mut self.classifiers {
+            work += classifier.turn(now);
+        }
+        Turn::Worked(work)
+    }
+
+    /// The numbers of the shards that it runs.
+    pub fn shards(&self) -> impl Iterator<Item = usize> + '_ {
+        self.shards.iter().map(Shard::number)
+    }
+
+    /// Gives everything away that it runs.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<Shard<Q>>, Vec<ClassifierSeat<Q::Packet>>) {
+        (self.shards, self.classifiers)
+    }
+
+    fn refresh_farm(&mut self) {
+        let farm = self.farm.load();
+        if farm.generation != self.generation {
+            self.generation = farm.generation;
+            let farm = Arc::clone(farm);
+            self.shards.iter_mut().for_each(|shard| shard.set_farm(&farm));
+            self.classifiers.iter_mut().for_each(|seat| seat.classifier.set_farm(Arc::clone(&farm)));
+        }
+    }
+
+    fn obey(&mut self, command: Command<Q>, now: Moment) -> Turn {
+        match command {
+            Command::AddShard(shard) => {
+                self.shards.push(*shard);
+                self.generation = 0; // so that it gets the newest farm
+            }
+            Command::AddClassifier(seat) => {
+                self.classifiers.push(*seat);
+                self.generation = 0;
+            }
+            Command::TakeShard(number, to) => {
+                if let Some(index) = self.shards.iter().position(|shard| shard.number() == number) {
+                    // If nobody waits for it any more, it stays.
+                    if let Err(back) = to.send(Box::new(self.shards.swap_remove(index))) {
+                        self.shards.push(*back.into_inner());
+                    }
+                }
+            }
+            Command::TakeClassifier(number, to) => {
+                if let Some(index) = self.classifiers.iter().position(|seat| seat.number == number)
+                    && let Err(back) = to.send(Box::new(self.classifiers.swap_remove(index)))
+                {
+                    self.classifiers.push(*back.into_inner());
+                }
+            }
+            Command::Visit(number, visit) => {
+                if let Some(shard) = self.shards.iter().find(|shard| shard.number() == number) {
+                    visit(shard, now);
+                }
+            }
+            Command::Stop => return Turn::Stopped,
+        }
+        Turn::Worked(0)
+    }
+}
+
+/// A classifier with its rings.
+pub struct ClassifierSeat<P> {
+    number: usize,
+    classifier: Classifier<Held<P>>,
+    shards: Vec<ShardLink<P>>,
+    /// Answers that found their ring full; in order, and before anything newer.
+    backlog: VecDeque<Reply<Held<P>>>,
+    batch: Vec<Question<Held<P>>>,
+    published: Arc<PublishedClassifier>,
+    last_published: Moment,
+}
+
+/// A classifier's counters where other threads can read them; the classifier writes, everybody reads.
+#[derive(Debug)]
+pub struct PublishedClassifier(Vec<AtomicU64>);
+
+impl Default for PublishedClassifier {
+    fn default() -> Self {
+        Self(std::iter::repeat_with(AtomicU64::default).take(ClassifierCounters::NAMES.len()).collect())
+    }
+}
+
+impl PublishedClassifier {
+    /// Counters with their names.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        ClassifierCounters::NAMES.iter().copied().zip(self.0.iter().map(|value| value.load(Ordering::Relaxed)))
+    }
+}
+
+impl<P> ClassifierSeat<P> {
+    /// Classifier `number` with its end of the rings to each shard, in the shards' order.
+    #[must_use]
+    pub fn new(number: usize, classifier: Classifier<Held<P>>, shards: Vec<ShardLink<P>>) -> Self {
+        Self {
+            number,
+            classifier,
+            shards,
+            backlog: VecDeque::new(),
+            batch: Vec::with_capacity(BURST),
+            published: Arc::default(),
+            last_published: Moment(0),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Where its counters can be read.
+    #[must_use]
+    pub fn published(&self) -> &Arc<PublishedClassifier> {
+        &self.published
+    }
+
+    /// One round: late answers, notices, and one burst of questions from each shard.
+    pub fn turn(&mut self, now: Moment) -> usize {
+        let mut work = 0;
+        while let Some(reply) = self.backlog.pop_front() {
+            if let Err(reply) = push(&mut self.shards, reply) {
+                self.backlog.push_front(reply);
+                break;
+            }
+            work += 1;
+        }
+        for shard in 0..self.shards.len() {
+            // Questions first, then the notices that were there before them: what a question's route went through is known then.
+            if self.backlog.is_empty() {
+                let link = &mut self.shards[shard];
+                let room = link.replies.slots().min(BURST);
+                self.batch.extend(std::iter::from_fn(|| link.questions.pop().ok()).take(room));
+            }
+            for _ in 0..NOTICES_AT_ONCE {
+                let Ok(notice) = self.shards[shard].notices.pop() else {
+                    break;
+                };
+                work += 1;
+                self.classifier.notice(&notice, now);
+            }
+            work += self.batch.len();
+            for question in self.batch.drain(..) {
+                self.classifier.ask(question, now, &mut |reply| answer(&mut self.shards, &mut self.backlog, reply));
+            }
+        }
+        self.classifier.poll(now, &mut |reply| answer(&mut self.shards, &mut self.backlog, reply));
+        self.classifier.sweep(SWEEP_AT_ONCE, now);
+        if now.0 >= self.last_published.0 + PUBLISH_EVERY {
+            self.last_published = now;
+            self.publish();
+        }
+        work
+    }
+
+    /// Shows the counters as they are now.
+    pub fn publish(&mut self) {
+        for (to, from) in self.published.0.iter().zip(self.classifier.counters().values()) {
+            to.store(from, Ordering::Relaxed);
+        }
+    }
+}
+
+fn answer<P>(shards: &mut [ShardLink<P>], backlog: &mut VecDeque<Reply<Held<P>>>, reply: Reply<Held<P>>) {
+    if !backlog.is_empty() {
+        backlog.push_back(reply);
+    } else if let Err(reply) = push(shards, reply) {
+        backlog.push_back(reply);
+    }
+}
+
+fn push<P>(shards: &mut [ShardLink<P>], reply: Reply<Held<P>>) -> Result<(), Reply<Held<P>>> {
+    let shard = reply.held.shard;
+    shards[shard].replies.push(reply).map_err(|rtrb::PushError::Full(reply)| reply)
+}
+
+const NOTICES_AT_ONCE: usize = 8 * BURST;
+const SWEEP_AT_ONCE: usize = 8;
+/// Milliseconds between publications of counters.
+const PUBLISH_EVERY: u64 = 20;

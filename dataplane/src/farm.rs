@@ -1,0 +1,520 @@
+//! What every shard and classifier reads: VIPs, services, endpoints, neighbours and routes, as one immutable value.
+//!
+//! The control plane builds a new [`Farm`] when anything changed and replaces the old one as a whole; a core looks for a new one
+//! between two turns. Indices into it ([`EndpointId`], VIPs, ports) keep their meaning while the unit runs, since routes hold them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use hashbrown::HashMap;
+use ip_network_table_deps_treebitmap::IpLookupTable;
+use weir_health_load::{Directive, stable_name};
+use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
+
+use crate::flow::{Key, Key4, Key6};
+use crate::route_table::{IdleTimeouts, Mode};
+
+/// What the control plane knows, as the dataplane needs it.
+#[derive(Default)]
+pub struct Farm {
+    /// Grows with every new farm.
+    pub generation: u64,
+    /// Virtual addresses; the index is for the unit's life.
+    pub vips: Vec<Vip>,
+    /// Services, in the configuration's order.
+    pub services: Vec<Service>,
+    /// Endpoints by [`EndpointId`].
+    pub endpoints: Vec<Endpoint>,
+    /// Ports, in the configuration's order.
+    pub ports: Vec<Port>,
+    /// Idle timeouts of routes.
+    pub timeouts: IdleTimeouts,
+    addresses: Addresses,
+    nat: bool,
+    fib4: Option<IpLookupTable<Ipv4Addr, Vec<Way>>>,
+    fib6: Option<IpLookupTable<Ipv6Addr, Vec<Way>>>,
+    neighbours: HashMap<(PortId, IpAddr), Hop, foldhash::fast::FixedState>,
+}
+
+/// A port by its place in the configuration.
+pub type PortId = u16;
+
+/// A virtual address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    /// The address.
+    pub address: IpAddr,
+    /// Indices of its services.
+    pub services: Vec<usize>,
+    /// Ports on whose link it is: there the dataplane itself answers ARP and neighbour solicitations for it.
+    pub on_link: Vec<PortId>,
+}
+
+/// A service: what clients reach at a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its stable id.
+    pub id: ServiceId,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Its ports; all of them for protocols without ports.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// How its packets reach its endpoints.
+    pub mode: Mode,
+    /// What happens to a new connection that no endpoint can take.
+    pub no_endpoint: NoEndpoint,
+    /// Index of its VIP.
+    pub vip: u32,
+}
+
+/// What happens to a new connection that no endpoint can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoEndpoint {
+    /// Silence.
+    Drop,
+    /// TCP reset, or ICMP port unreachable.
+    Reset,
+}
+
+/// One place that serves a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Index of its service.
+    pub service: usize,
+    /// Its host.
+    pub host: HostId,
+    /// Its application on the host.
+    pub application: ApplicationId,
+    /// Where packets for it go.
+    pub address: IpAddr,
+    /// The port there; `None` keeps the client's.
+    pub port: Option<u16>,
+    /// Whether it may be used at all, or for new connections.
+    pub directive: Directive,
+    /// Whether it stands in only for others.
+    pub backup: bool,
+    /// Its next hop, as long as that is resolved.
+    pub hop: Option<Hop>,
+}
+
+impl Endpoint {
+    /// The endpoint's name for consistent hashing; see [`stable_name`].
+    #[must_use]
+    pub fn stable(&self) -> u64 {
+        stable_name(self.host, self.address, self.port.unwrap_or(0))
+    }
+}
+
+/// A port's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+}
+
+/// A resolved next hop: by which port, and the first twelve bytes of the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The port.
+    pub port: PortId,
+    /// Destination MAC address, then the port's own.
+    pub ethernet: [u8; 12],
+}
+
+impl Hop {
+    /// The way to `destination` by `port`, whose address is `source`.
+    #[must_use]
+    pub fn new(port: PortId, destination: [u8; 6], source: [u8; 6]) -> Self {
+        let mut ethernet = [0; 12];
+        ethernet[..6].copy_from_slice(&destination);
+        ethernet[6..].copy_from_slice(&source);
+        Self { port, ethernet }
+    }
+}
+
+/// One way of a routing table's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// To the destination itself, on a port's link.
+    OnLink(PortId),
+    /// By a gateway on a port's link.
+    Gateway(PortId, IpAddr),
+}
+
+/// A prefix and its ways; with several, a flow keeps to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix {
+    /// Address without host bits.
+    pub address: IpAddr,
+    /// Length in bits.
+    pub length: u8,
+    /// At least one.
+    pub ways: Vec<Way>,
+}
+
+/// A neighbour whose link-layer address is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// On which port's link.
+    pub port: PortId,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+}
+
+/// What a [`Farm`] is built from.
+#[derive(Debug, Clone)]
+pub struct FarmParts {
+    /// See [`Farm::generation`].
+    pub generation: u64,
+    /// See [`Farm::vips`]; `services` is filled in.
+    pub vips: Vec<Vip>,
+    /// See [`Farm::services`].
+    pub services: Vec<Service>,
+    /// See [`Farm::endpoints`]; each `hop` is filled in from routes and neighbours.
+    pub endpoints: Vec<Endpoint>,
+    /// See [`Farm::ports`].
+    pub ports: Vec<Port>,
+    /// See [`Farm::timeouts`].
+    pub timeouts: IdleTimeouts,
+    /// The routing table.
+    pub prefixes: Vec<Prefix>,
+    /// Resolved neighbours.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// Why there is no way to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoHop {
+    /// No route.
+    NoRoute,
+    /// The link-layer address of this neighbour is not known (yet).
+    Unresolved(PortId, IpAddr),
+}
+
+impl Farm {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: FarmParts) -> Self {
+        let FarmParts { generation, mut vips, services, endpoints, ports, timeouts, prefixes, neighbours } = parts;
+        for vip in &mut vips {
+            vip.services.clear();
+        }
+        for (index, service) in services.iter().enumerate() {
+            vips[service.vip as usize].services.push(index);
+        }
+        let mut addresses = Addresses::with_room_for(vips.len() + endpoints.len());
+        let nat = services.iter().any(|service| matches!(service.mode, Mode::Nat | Mode::FullNat));
+        for endpoint in &endpoints {
+            if services[endpoint.service].mode == Mode::Nat {
+                addresses.insert(endpoint.address, Owned::Endpoint);
+            }
+        }
+        for (index, vip) in (0..).zip(&vips) {
+            addresses.insert(vip.address, Owned::Vip(index));
+        }
+        let mut farm = Self {
+            generation,
+            vips,
+            services,
+            endpoints: Vec::new(),
+            timeouts,
+            addresses,
+            nat,
+            fib4: None,
+            fib6: None,
+            neighbours: neighbours
+                .iter()
+                .filter_map(|neighbour| {
+                    let port = ports.get(usize::from(neighbour.port))?;
+                    let hop = Hop::new(neighbour.port, neighbour.mac, port.mac);
+                    Some(((neighbour.port, neighbour.address), hop))
+                })
+                .collect(),
+            ports,
+        };
+        for prefix in prefixes {
+            match prefix.address {
+                IpAddr::V4(address) => {
+                    let table = farm.fib4.get_or_insert_with(IpLookupTable::new);
+                    table.insert(address, u32::from(prefix.length), prefix.ways);
+                }
+                IpAddr::V6(address) => {
+                    let table = farm.fib6.get_or_insert_with(IpLookupTable::new);
+                    table.insert(address, u32::from(prefix.length), prefix.ways);
+                }
+            }
+        }
+        farm.endpoints = endpoints
+            .into_iter()
+            .map(|endpoint| Endpoint { hop: farm.hop_to(endpoint.address, endpoint.stable()).ok(), ..endpoint })
+            .collect();
+        farm
+    }
+
+    /// The VIP that an IPv4 packet is for.
+    #[inline]
+    #[must_use]
+    pub fn vip4(&self, key: &Key4) -> Option<u32> {
+        match self.addresses.find4(key.destination) {
+            Some(Owned::Vip(index)) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// The VIP that an IPv6 packet is for.
+    #[inline]
+    #[must_use]
+    pub fn vip6(&self, key: &Key6) -> Option<u32> {
+        match self.addresses.find6(key.destination) {
+            Some(Owned::Vip(index)) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// The VIP that a packet is for.
+    #[inline]
+    #[must_use]
+    pub fn vip_of(&self, key: &Key) -> Option<u32> {
+        match key {
+            Key::V4(key) => self.vip4(key),
+            Key::V6(key) => self.vip6(key),
+        }
+    }
+
+    /// Whether a packet may be an endpoint's answer that has to be translated back.
+    #[inline]
+    #[must_use]
+    pub fn is_from_endpoint(&self, key: &Key) -> bool {
+        self.nat
+            && match key {
+                Key::V4(key) => self.addresses.find4(key.source) == Some(Owned::Endpoint),
+                Key::V6(key) => self.addresses.find6(key.source) == Some(Owned::Endpoint),
+            }
+    }
+
+    /// The service at a VIP for a protocol and port: its index.
+    #[must_use]
+    pub fn service(&self, vip: u32, protocol: u8, port: u16) -> Option<usize> {
+        let vip = self.vips.get(vip as usize)?;
+        vip.services.iter().copied().find(|&index| {
+            let service = &self.services[index];
+            service.protocol == protocol && service.ports.iter().any(|range| range.contains(&port))
+        })
+    }
+
+    /// Whether any service of a VIP has this protocol.
+    #[must_use]
+    pub fn serves_protocol(&self, vip: u32, protocol: u8) -> bool {
+        let vip = self.vips.get(vip as usize);
+        vip.is_some_and(|vip| vip.services.iter().any(|&index| self.services[index].protocol == protocol))
+    }
+
+    /// The endpoint of a route, if the configuration still has it.
+    #[inline]
+    #[must_use]
+    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(id.index())
+    }
+
+    /// Whether the dataplane answers ARP and neighbour solicitations for `address` on `port`.
+    #[must_use]
+    pub fn answers_for(&self, port: PortId, address: IpAddr) -> bool {
+        self.vips.iter().any(|vip| vip.address == address && vip.on_link.contains(&port))
+    }
+
+    /// The next hop to `address` by longest prefix; `flow` chooses among several ways.
+    ///
+    /// # Errors
+    ///
+    /// [`NoHop`] if there is no route or no link-layer address.
+    pub fn hop_to(&self, address: IpAddr, flow: u64) -> Result<Hop, NoHop> {
+        let ways = match address {
+            IpAddr::V4(address) => {
+                self.fib4.as_ref().and_then(|fib| fib.longest_match(address)).map(|(_, _, ways)| ways)
+            }
+            IpAddr::V6(address) => {
+                self.fib6.as_ref().and_then(|fib| fib.longest_match(address)).map(|(_, _, ways)| ways)
+            }
+        };
+        let ways = ways.filter(|ways| !ways.is_empty()).ok_or(NoHop::NoRoute)?;
+        let (port, neighbour) = match ways[crate::flow::place(flow, ways.len())] {
+            Way::OnLink(port) => (port, address),
+            Way::Gateway(port, gateway) => (port, gateway),
+        };
+        self.neighbours.get(&(port, neighbour)).copied().ok_or(NoHop::Unresolved(port, neighbour))
+    }
+}
+
+impl Default for IdleTimeouts {
+    /// 10 s opening, 1 h established, 60 s closing, 60 s datagrams, 10 s refused.
+    fn default() -> Self {
+        Self([10_000, 3_600_000, 60_000, 60_000, 10_000])
+    }
+}
+
+/// Whose address it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owned {
+    Vip(u32),
+    Endpoint,
+}
+
+/// The few addresses that decide a packet's direction, in tables small enough to stay in the first-level cache.
+#[derive(Debug, Default)]
+struct Addresses {
+    slots4: Vec<Option<([u8; 4], Owned)>>,
+    slots6: Vec<Option<([u8; 16], Owned)>>,
+}
+
+impl Addresses {
+    fn with_room_for(count: usize) -> Self {
+        let slots = (count * 4).next_power_of_two();
+        Self { slots4: vec![None; slots], slots6: vec![None; slots] }
+    }
+
+    /// Adds an address; a VIP replaces an endpoint.
+    fn insert(&mut self, address: IpAddr, owned: Owned) {
+        match address {
+            IpAddr::V4(address) => insert(&mut self.slots4, address.octets(), mix4(address.octets()), owned),
+            IpAddr::V6(address) => insert(&mut self.slots6, address.octets(), mix6(address.octets()), owned),
+        }
+    }
+
+    #[inline]
+    fn find4(&self, address: [u8; 4]) -> Option<Owned> {
+        find(&self.slots4, address, mix4(address))
+    }
+
+    #[inline]
+    fn find6(&self, address: [u8; 16]) -> Option<Owned> {
+        find(&self.slots6, address, mix6(address))
+    }
+}
+
+fn insert<A: PartialEq>(slots: &mut [Option<(A, Owned)>], address: A, hash: usize, owned: Owned) {
+    let mask = slots.len() - 1;
+    let mut index = hash & mask;
+    while slots[index].as_ref().is_some_and(|(there, _)| *there != address) {
+        index = (index + 1) & mask;
+    }
+    slots[index] = Some((address, owned));
+}
+
+#[inline]
+fn find<A: PartialEq>(slots: &[Option<(A, Owned)>], address: A, hash: usize) -> Option<Owned> {
+    let mask = slots.len().checked_sub(1)?;
+    let mut index = hash & mask;
+    loop {
+        match &slots[index] {
+            Some((there, owned)) if *there == address => return Some(*owned),
+            Some(_) => index = (index + 1) & mask,
+            None => return None,
+        }
+    }
+}
+
+/// Configured addresses cannot be chosen by an attacker, so a plain multiplication serves.
+#[inline]
+fn mix4(address: [u8; 4]) -> usize {
+    (u64::from(u32::from_ne_bytes(address)).wrapping_mul(MIX) >> 40) as usize
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the address is mixed down to its hash")]
+fn mix6(address: [u8; 16]) -> usize {
+    let address = u128::from_ne_bytes(address);
+    ((address as u64 ^ (address >> 64) as u64).wrapping_mul(MIX) >> 40) as usize
+}
+
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::flow::protocol;
+
+    /// A farm with VIP 10.9.0.1:80 (TCP) and :53 (UDP), three endpoints 10.1.0.11–13 for each, and clients on link.
+    pub(crate) fn farm(mode: Mode) -> FarmParts {
+        let service = |id, protocol, port| Service {
+            id: ServiceId(id),
+            protocol,
+            ports: vec![port..=port],
+            mode,
+            no_endpoint: NoEndpoint::Drop,
+            vip: 0,
+        };
+        let endpoint = |service: usize, n: u8| Endpoint {
+            service,
+            host: HostId(u32::from(n)),
+            application: ApplicationId(1),
+            address: Ipv4Addr::new(10, 1, 0, 10 + n).into(),
+            port: (mode == Mode::Nat).then_some(8080),
+            directive: Directive::Active,
+            backup: false,
+            hop: None,
+        };
+        let on_link = |address: [u8; 4], length| Prefix {
+            address: Ipv4Addr::from(address).into(),
+            length,
+            ways: vec![Way::OnLink(0)],
+        };
+        let neighbour = |address: [u8; 4], n| Neighbour {
+            port: 0,
+            address: Ipv4Addr::from(address).into(),
+            mac: [2, 0, 0, 0, 1, n],
+        };
+        FarmParts {
+            generation: 1,
+            vips: vec![Vip { address: Ipv4Addr::new(10, 9, 0, 1).into(), services: vec![], on_link: vec![0] }],
+            services: vec![service(1, protocol::TCP, 80), service(2, protocol::UDP, 53)],
+            endpoints: (0..2).flat_map(|service| (1..=3).map(move |n| endpoint(service, n))).collect(),
+            ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            timeouts: IdleTimeouts::default(),
+            prefixes: vec![on_link([10, 1, 0, 0], 24), on_link([10, 0, 0, 0], 24)],
+            neighbours: vec![
+                neighbour([10, 1, 0, 11], 11),
+                neighbour([10, 1, 0, 12], 12),
+                neighbour([10, 1, 0, 13], 13),
+                neighbour([10, 0, 0, 2], 2),
+            ],
+        }
+    }
+
+    #[test]
+    fn the_longest_prefix_wins() {
+        let mut parts = farm(Mode::Nat);
+        let gateway = Ipv4Addr::new(10, 0, 0, 2).into();
+        let prefix = |address: [u8; 4], length, ways| Prefix { address: Ipv4Addr::from(address).into(), length, ways };
+        parts.prefixes.push(prefix([0, 0, 0, 0], 0, vec![Way::Gateway(0, gateway)]));
+        parts.prefixes.push(prefix([10, 0, 0, 77], 32, vec![Way::Gateway(0, gateway)]));
+        let farm = Farm::new(parts);
+        let hop = |address: [u8; 4]| farm.hop_to(Ipv4Addr::from(address).into(), 0);
+        let by_gateway = Ok(Hop::new(0, [2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 0, 1]));
+        assert_eq!(hop([8, 8, 8, 8]), by_gateway);
+        assert_eq!(hop([10, 0, 0, 77]), by_gateway);
+        assert_eq!(hop([10, 0, 0, 3]), Err(NoHop::Unresolved(0, Ipv4Addr::new(10, 0, 0, 3).into())));
+        assert_eq!(farm.hop_to("2001:db8::1".parse().unwrap(), 0), Err(NoHop::NoRoute));
+        assert!(farm.endpoints.iter().all(|endpoint| endpoint.hop.is_some()));
+    }
+
+    #[test]
+    fn addresses_tell_the_direction() {
+        let farm = Farm::new(farm(Mode::Nat));
+        let key = |source: &str, destination: &str| {
+            Key::new(source.parse().unwrap(), destination.parse().unwrap(), protocol::TCP).unwrap()
+        };
+        let to_vip = key("10.0.0.2:1000", "10.9.0.1:80");
+        assert_eq!(farm.vip_of(&to_vip), Some(0));
+        assert_eq!(farm.service(0, protocol::TCP, 80), Some(0));
+        assert_eq!(farm.service(0, protocol::TCP, 81), None);
+        assert_eq!(farm.service(0, protocol::UDP, 53), Some(1));
+        let back = key("10.1.0.12:8080", "10.0.0.2:1000");
+        assert_eq!(farm.vip_of(&back), None);
+        assert!(farm.is_from_endpoint(&back) && !farm.is_from_endpoint(&to_vip));
+        assert!(farm.answers_for(0, "10.9.0.1".parse().unwrap()));
+    }
+}

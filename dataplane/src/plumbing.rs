@@ -1,0 +1,293 @@
+//! Plumbing: what forwarders and classifiers say to each other, over rings in a unit and as versioned bytes between units.
+//!
+//! In a unit, [`Question`] and [`Reply`] carry the packet itself. Between units the forwarder keeps the packet and sends its head
+//! with a cookie; the answer names the cookie and carries the route. The words are the same: [`Ask`], [`Verdict`], [`Notice`].
+//!
+//! # Wire format, version 1
+//!
+//! One message a datagram or frame: a version byte, then the message in postcard's encoding (variants by index, integers as
+//! LEB128, addresses as bytes). Fields are only ever added at the end of the enum; another version is refused.
+
+use serde::{Deserialize, Serialize};
+use weir_identity::{EndpointId, Incarnation, UnitId};
+
+use crate::counters::DropReason;
+use crate::flow::Key;
+use crate::route_table::{Mode, Route};
+
+/// What a forwarder wants to know about one packet without a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The packet's flow, client to VIP.
+    pub key: Key,
+    /// Hash of the client's address and port, the same that says who owns the flow.
+    pub client: u64,
+    /// A SYN without ACK.
+    pub opens: bool,
+    /// A RST or FIN.
+    pub closes: bool,
+    /// It opens a connection on the route of one that is closing.
+    pub zombie: bool,
+}
+
+/// A packet and what is asked about it.
+#[derive(Debug)]
+pub struct Question<H> {
+    /// What is asked.
+    pub ask: Ask,
+    /// The packet, or what stands for it.
+    pub held: H,
+}
+
+/// What becomes of a packet without a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Install this route, or keep the one that is there, and forward by it; `replace` puts it in place of what is there.
+    Install {
+        /// The route.
+        route: Route,
+        /// Whether an existing route yields.
+        replace: bool,
+    },
+    /// Forward this packet alone; no route.
+    Once {
+        /// Where to.
+        endpoint: EndpointId,
+        /// How.
+        mode: Mode,
+    },
+    /// Drop it.
+    Drop(Refusal),
+    /// Drop it and tell the sender: TCP reset, or ICMP port unreachable.
+    Reset(Refusal),
+}
+
+/// Why a classifier refuses a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// No service at this protocol.
+    Protocol,
+    /// No service at this port.
+    NoService,
+    /// No endpoint is fit.
+    NoEndpoint,
+    /// The flow's endpoint is inactive.
+    Inactive,
+    /// Too many packets or flows wait.
+    PendingFull,
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Protocol => DropReason::Protocol,
+            Refusal::NoService => DropReason::NoService,
+            Refusal::NoEndpoint => DropReason::NoEndpoint,
+            Refusal::Inactive => DropReason::Inactive,
+            Refusal::PendingFull => DropReason::PendingFull,
+        }
+    }
+}
+
+/// A classifier's answer about one packet.
+#[derive(Debug)]
+pub struct Reply<H> {
+    /// The packet's flow, client to VIP.
+    pub key: Key,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// The packet, or what stands for it.
+    pub held: H,
+}
+
+/// What a classifier tells a forwarder about a route without having been asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Plumb {
+    /// Delete the route of this flow.
+    Delete(Key),
+    /// Put this route in place of what is there, or add it.
+    Replace(Key, Route),
+}
+
+/// What a forwarder tells a classifier about a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The flow, client to VIP.
+    pub key: Key,
+    /// What happened to its route.
+    pub event: Event,
+}
+
+/// What happened to a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The client continued the handshake.
+    Confirmed,
+    /// A FIN or RST was seen.
+    Closing,
+    /// It outlived its idle timeout and is gone.
+    Expired,
+    /// It had to give way to a newer one; the session lives on.
+    Evicted,
+}
+
+/// A message between a forwarder and a classifier in different units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Either side, at first: who speaks.
+    Hello {
+        /// The unit.
+        unit: UnitId,
+        /// Which of its lives.
+        incarnation: Incarnation,
+    },
+    /// Forwarder: a packet without a route.
+    Divert {
+        /// Names the packet that the forwarder keeps.
+        cookie: u64,
+        /// What is asked.
+        ask: Ask,
+        /// The packet's first bytes, from the Ethernet header.
+        head: Vec<u8>,
+    },
+    /// Classifier: what becomes of it.
+    Answer {
+        /// The packet's name.
+        cookie: u64,
+        /// Its flow.
+        key: Key,
+        /// The verdict.
+        verdict: Verdict,
+    },
+    /// Forwarder: sequenced, and repeated until it is acknowledged.
+    Notice {
+        /// Counts from 1 in an incarnation.
+        sequence: u64,
+        /// The notice.
+        notice: Notice,
+    },
+    /// Classifier: sequenced, and repeated until it is acknowledged.
+    Plumb {
+        /// Counts from 1 in an incarnation.
+        sequence: u64,
+        /// The order.
+        plumb: Plumb,
+    },
+    /// Either side: everything up to this sequence number has arrived.
+    Acknowledge {
+        /// The number.
+        sequence: u64,
+    },
+    /// Either side, when nothing else was said for a while.
+    Keepalive,
+}
+
+/// The version of the wire format.
+pub const VERSION: u8 = 1;
+
+/// The most bytes a message can be.
+pub const MAX_BYTES: usize = 2048;
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Nothing there.
+    #[error("an empty message")]
+    Empty,
+    /// Longer than any message.
+    #[error("a message of {0} bytes; {MAX_BYTES} are the most")]
+    TooLong(usize),
+    /// Another version.
+    #[error("a message of version {0}; this unit speaks version {VERSION}")]
+    Version(u8),
+    /// Not a message of this version.
+    #[error("a malformed message: {0}")]
+    Malformed(postcard::Error),
+}
+
+impl Message {
+    /// The message as bytes.
+    ///
+    /// # Errors
+    ///
+    /// Only if a head is too long: `postcard`'s error for a full buffer.
+    pub fn encode<'b>(&self, buffer: &'b mut [u8; MAX_BYTES]) -> Result<&'b [u8], postcard::Error> {
+        buffer[0] = VERSION;
+        let length = 1 + postcard::to_slice(self, &mut buffer[1..])?.len();
+        Ok(&buffer[..length])
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`]; any bytes are safe.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        match bytes {
+            [] => Err(DecodeError::Empty),
+            _ if bytes.len() > MAX_BYTES => Err(DecodeError::TooLong(bytes.len())),
+            [VERSION, body @ ..] => postcard::from_bytes(body).map_err(DecodeError::Malformed),
+            [version, ..] => Err(DecodeError::Version(*version)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Key4, protocol};
+    use crate::route_table::{Action, State};
+    use proptest::prelude::*;
+
+    fn messages() -> Vec<Message> {
+        let key = Key::V4(Key4 {
+            source: [10, 0, 0, 2],
+            destination: [10, 9, 0, 1],
+            ports: [4, 210, 0, 80],
+            protocol: protocol::TCP,
+        });
+        let action = Action::Send { endpoint: EndpointId(3), mode: Mode::Nat, value: u64::MAX };
+        let route = Route { action, state: State::Opening };
+        let ask = Ask { key, client: 7, opens: true, closes: false, zombie: false };
+        vec![
+            Message::Hello { unit: UnitId(1), incarnation: Incarnation(2) },
+            Message::Divert { cookie: 9, ask, head: vec![1; 128] },
+            Message::Answer { cookie: 9, key, verdict: Verdict::Install { route, replace: false } },
+            Message::Answer { cookie: 9, key, verdict: Verdict::Reset(Refusal::NoEndpoint) },
+            Message::Notice { sequence: 1, notice: Notice { key, event: Event::Expired } },
+            Message::Plumb { sequence: 1, plumb: Plumb::Replace(key, route) },
+            Message::Plumb { sequence: 2, plumb: Plumb::Delete(key.reversed()) },
+            Message::Acknowledge { sequence: 2 },
+            Message::Keepalive,
+        ]
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        for message in messages() {
+            let mut buffer = [0; MAX_BYTES];
+            let bytes = message.encode(&mut buffer).unwrap();
+            assert_eq!(Message::decode(bytes), Ok(message.clone()));
+            for cut in 0..bytes.len() {
+                assert!(Message::decode(&bytes[..cut]).is_err(), "{message:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_versions_are_refused() {
+        assert_eq!(Message::decode(&[2, 0]), Err(DecodeError::Version(2)));
+        assert_eq!(Message::decode(&[]), Err(DecodeError::Empty));
+        assert_eq!(Message::decode(&[1; MAX_BYTES + 1]), Err(DecodeError::TooLong(MAX_BYTES + 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_safe(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut versioned = vec![VERSION];
+            versioned.extend(&bytes);
+            let _ = Message::decode(&bytes);
+            let _ = Message::decode(&versioned);
+        }
+    }
+}

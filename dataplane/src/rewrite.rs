@@ -1,0 +1,177 @@
+//! Rewriting a packet for its way: link-layer addresses, TTL, translated addresses and ports, and the checksums that go with them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use weir_identity::EndpointId;
+
+use crate::counters::DropReason;
+use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
+use crate::flow::{Key, destination_port, protocol, source_port};
+use crate::packet::Packet;
+use crate::parse::Parsed;
+use crate::route_table::{Action, Mode, VipPort};
+use crate::wire::checksum;
+
+/// Rewrites a packet as its route says and returns the port it leaves by.
+///
+/// # Errors
+///
+/// Why it has to be dropped; the packet is unchanged then.
+#[inline]
+pub fn deliver<P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    farm: &Farm,
+) -> Result<PortId, DropReason> {
+    if parsed.ttl <= 1 {
+        return Err(DropReason::Ttl);
+    }
+    let endpoint = farm.endpoint(endpoint).ok_or(DropReason::Inactive)?;
+    match mode {
+        Mode::Dsr => {
+            let hop = endpoint.hop.as_ref().ok_or(DropReason::Unresolved)?;
+            let frame = leave(packet, parsed, hop, farm)?;
+            decrement_ttl(frame, parsed);
+            Ok(hop.port)
+        }
+        Mode::Nat => {
+            let hop = endpoint.hop.as_ref().ok_or(DropReason::Unresolved)?;
+            let frame = leave(packet, parsed, hop, farm)?;
+            decrement_ttl(frame, parsed);
+            translate(frame, parsed, Side::Destination, endpoint.address, endpoint.port);
+            Ok(hop.port)
+        }
+        Mode::NatReturn => {
+            let to = VipPort::from_value(value);
+            let vip = farm.vips.get(to.vip as usize).ok_or(DropReason::Inactive)?;
+            let hop = hop_back(parsed, farm)?;
+            let frame = leave(packet, parsed, &hop, farm)?;
+            decrement_ttl(frame, parsed);
+            translate(frame, parsed, Side::Source, vip.address, Some(to.port));
+            Ok(hop.port)
+        }
+        Mode::FullNat | Mode::FullNatReturn | Mode::Ipip | Mode::Gue | Mode::FlowId => Err(DropReason::Inactive),
+    }
+}
+
+/// The key of the way back that a route needs in the forwarder, and that way's value. Only half-NAT has one so far.
+#[must_use]
+pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
+    let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
+        return None;
+    };
+    let endpoint: &Endpoint = farm.endpoint(endpoint)?;
+    let destination = key.destination();
+    let from = SocketAddr::new(endpoint.address, endpoint.port.unwrap_or(destination.port()));
+    let back = Key::new(from, key.source(), key.protocol())?;
+    Some((back, VipPort { vip: farm.vip_of(key)?, port: destination.port() }.to_value()))
+}
+
+/// The key of the direction from the client, from that of the way back and its value.
+#[must_use]
+pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
+    let VipPort { vip, port } = VipPort::from_value(value);
+    let vip = farm.vips.get(vip as usize)?.address;
+    Key::new(back.destination(), SocketAddr::new(vip, port), back.protocol())
+}
+
+/// Checks that the packet fits the way, and writes the link-layer addresses.
+#[inline]
+fn leave<'p, P: Packet>(
+    packet: &'p mut P,
+    parsed: &Parsed,
+    hop: &Hop,
+    farm: &Farm,
+) -> Result<&'p mut [u8], DropReason> {
+    if parsed.ip_len > farm.ports[usize::from(hop.port)].mtu {
+        return Err(DropReason::TooBig);
+    }
+    let frame = packet.data_mut();
+    frame[..12].copy_from_slice(&hop.ethernet);
+    Ok(frame)
+}
+
+/// One hop less to live; for IPv4 the header checksum follows, RFC 1141.
+#[inline]
+fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
+    let l3 = usize::from(parsed.l3);
+    match parsed.key {
+        Key::V4(_) => {
+            let header = &mut frame[l3..l3 + 20];
+            header[8] -= 1;
+            let check = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
+            let check = (check & 0xffff) + (check >> 16);
+            let [_, _, high, low] = check.to_be_bytes();
+            header[10] = high;
+            header[11] = low;
+        }
+        Key::V6(_) => frame[l3 + 7] -= 1,
+    }
+}
+
+/// Where the client of a returning packet is.
+fn hop_back(parsed: &Parsed, farm: &Farm) -> Result<Hop, DropReason> {
+    let client = parsed.key.destination();
+    let flow = u64::from(client.port()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    farm.hop_to(client.ip(), flow).map_err(|reason| match reason {
+        NoHop::NoRoute => DropReason::NoRoute,
+        NoHop::Unresolved(..) => DropReason::Unresolved,
+    })
+}
+
+/// Which of a packet's two ends is rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// Replaces address and port of one end; the checksums follow by difference, RFC 1624.
+#[inline]
+fn translate(frame: &mut [u8], parsed: &Parsed, side: Side, address: IpAddr, port: Option<u16>) {
+    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let ports = match parsed.key {
+        Key::V4(key) => key.ports,
+        Key::V6(key) => key.ports,
+    };
+    let (port_at, old_port) = match side {
+        Side::Source => (l4, source_port(ports)),
+        Side::Destination => (l4 + 2, destination_port(ports)),
+    };
+    let new_port = port.unwrap_or(old_port);
+    let check_at = l4 + if parsed.key.protocol() == protocol::UDP { 6 } else { 16 };
+    let old_check = u16::from_be_bytes([frame[check_at], frame[check_at + 1]]);
+    let mut check = checksum::update_u16(old_check, old_port, new_port);
+    match address {
+        IpAddr::V4(address) => {
+            let at = l3 + if side == Side::Source { 12 } else { 16 };
+            let old = u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+            let new = u32::from(address);
+            check = checksum::update_u32(check, old, new);
+            let header_check = u16::from_be_bytes([frame[l3 + 10], frame[l3 + 11]]);
+            frame[l3 + 10..l3 + 12].copy_from_slice(&checksum::update_u32(header_check, old, new).to_be_bytes());
+            frame[at..at + 4].copy_from_slice(&new.to_be_bytes());
+        }
+        IpAddr::V6(address) => {
+            let at = l3 + if side == Side::Source { 8 } else { 24 };
+            let mut old = [0; 16];
+            old.copy_from_slice(&frame[at..at + 16]);
+            check = checksum::update_addr16(check, old, address.octets());
+            frame[at..at + 16].copy_from_slice(&address.octets());
+        }
+    }
+    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
+    if parsed.key.protocol() == protocol::UDP {
+        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
+        if old_check == 0 {
+            return;
+        }
+        if check == 0 {
+            check = 0xffff;
+        }
+    }
+    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+}

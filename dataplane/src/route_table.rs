@@ -1,0 +1,774 @@
+//! The forwarder's route table: exact match on the 4-tuple and protocol, one cache line a look-up, one writer.
+//!
+//! Open addressing in a slice of fixed size on huge pages. A key's home is a cache line (two IPv4 slots or one IPv6 slot); what does
+//! not fit there is in the lines behind it, and removal moves it back, so that no tombstone is ever left. The slice has twice as
+//! many slots as routes are allowed: 64 bytes an IPv4 route, index and slack included, and no rehash, however it grows.
+
+use weir_cpu::{HugeSlice, MapError};
+use weir_identity::EndpointId;
+use zerocopy::FromZeros;
+
+use crate::flow::{self, Key, Key4, Key6};
+
+/// What is done with the packets of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Action {
+    /// To an endpoint.
+    Send {
+        /// Which.
+        endpoint: EndpointId,
+        /// How it gets there.
+        mode: Mode,
+        /// What this route needs beside its endpoint: see [`Mode`].
+        value: u64,
+    },
+    /// Nowhere: a refused session dies here.
+    Drop,
+    /// To the classifier, in order: it reads what follows itself.
+    Divert,
+    /// To the unit's own kernel.
+    Local,
+}
+
+/// How a route's packets are delivered, and what its per-route value holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum Mode {
+    /// New MAC addresses, nothing else; no value.
+    Dsr = 0,
+    /// Destination rewritten to the endpoint; no value.
+    Nat = 1,
+    /// The way back of [`Mode::Nat`]: source rewritten to the VIP; the value is a [`VipPort`].
+    NatReturn = 2,
+    /// Source and destination rewritten; the value is a [`PoolPort`].
+    FullNat = 3,
+    /// The way back of [`Mode::FullNat`]; the value is a slot of the shard's table of translations.
+    FullNatReturn = 4,
+    /// In IP, RFC 2003 and RFC 2473; no value.
+    Ipip = 5,
+    /// In GUE over UDP; the value is the outer source port.
+    Gue = 6,
+    /// In the tunnel that adds no bytes; the value is the flow id.
+    FlowId = 7,
+}
+
+impl Mode {
+    const ALL: [Mode; 8] = [
+        Mode::Dsr,
+        Mode::Nat,
+        Mode::NatReturn,
+        Mode::FullNat,
+        Mode::FullNatReturn,
+        Mode::Ipip,
+        Mode::Gue,
+        Mode::FlowId,
+    ];
+}
+
+/// Where in its life a route is; each state has its idle timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum State {
+    /// A SYN was seen, and nothing that continues the handshake.
+    Opening = 0,
+    /// The client has continued.
+    Established = 1,
+    /// A FIN or RST was seen from one side. Later packets renew the (shorter) idle time; a SYN is a new connection.
+    Closing = 2,
+    /// A protocol without connections.
+    Datagram = 3,
+    /// A drop route.
+    Refused = 4,
+}
+
+impl State {
+    /// How many states there are.
+    pub const COUNT: usize = 5;
+
+    const ALL: [State; Self::COUNT] =
+        [State::Opening, State::Established, State::Closing, State::Datagram, State::Refused];
+}
+
+/// An action with the state of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Route {
+    /// What is done.
+    pub action: Action,
+    /// Where in its life it is.
+    pub state: State,
+}
+
+/// Idle timeouts in milliseconds, by [`State`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleTimeouts(pub [u32; State::COUNT]);
+
+impl IdleTimeouts {
+    /// The timeout of `state`, in milliseconds.
+    #[inline]
+    #[must_use]
+    pub fn of(&self, state: State) -> u32 {
+        self.0[state as usize]
+    }
+}
+
+/// The per-route value of [`Mode::NatReturn`]: whose address and port the client knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VipPort {
+    /// Index of the VIP in the farm.
+    pub vip: u32,
+    /// The service's port, host byte order.
+    pub port: u16,
+}
+
+impl VipPort {
+    /// As a route's value.
+    #[must_use]
+    pub fn to_value(self) -> u64 {
+        u64::from(self.vip) << 16 | u64::from(self.port)
+    }
+
+    /// From a route's value.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
+    pub fn from_value(value: u64) -> Self {
+        Self { vip: (value >> 16) as u32, port: value as u16 }
+    }
+}
+
+/// One place in a table: a key, its route, and when it was last used.
+pub trait Slot: FromZeros + Copy + Send {
+    /// What it is found by.
+    type Key: Copy + Eq;
+    /// How many of them fill a cache line.
+    const PER_LINE: usize;
+
+    /// An entry for `key`.
+    fn new(key: &Self::Key, route: Route, seen: u32) -> Self;
+    /// Whether nothing is here.
+    fn is_empty(&self) -> bool;
+    /// Whether `key` is here; false for an empty slot.
+    fn holds(&self, key: &Self::Key) -> bool;
+    /// The key that is here.
+    fn key(&self) -> Self::Key;
+    /// The entry's fields beside its key.
+    fn entry(&self) -> &Entry;
+    /// The same, to be changed.
+    fn entry_mut(&mut self) -> &mut Entry;
+    /// This kind of key, of either family.
+    fn widen(key: Self::Key) -> Key;
+    /// A key of either family as this kind, if it is one.
+    fn narrow(key: &Key) -> Option<Self::Key>;
+    /// The table's hash.
+    fn hash(hash: &flow::FlowHash, key: &Self::Key) -> u64;
+}
+
+/// A slot's fields beside its key.
+#[derive(Debug, Clone, Copy, FromZeros)]
+#[repr(C)]
+pub struct Entry {
+    /// 0 = empty slot; else the action and, for `Send`, the mode.
+    action: u8,
+    state: u8,
+    /// The key's protocol, which stands here because there is room.
+    protocol: u8,
+    /// For the table's owner; a forwarder has none.
+    flags: u8,
+    endpoint: u32,
+    /// Milliseconds of the unit's time, wrapping after 49 days.
+    seen: u32,
+    /// The per-route value in two halves, so that an IPv4 slot stays at 32 bytes without padding.
+    value: [u32; 2],
+}
+
+impl Entry {
+    #[expect(clippy::cast_possible_truncation, reason = "the value's halves")]
+    fn new(route: Route, seen: u32) -> Self {
+        let (action, endpoint, value) = match route.action {
+            Action::Drop => (DROP, 0, 0),
+            Action::Divert => (DIVERT, 0, 0),
+            Action::Local => (LOCAL, 0, 0),
+            Action::Send { endpoint, mode, value } => (SEND + mode as u8, endpoint.0, value),
+        };
+        Self {
+            action,
+            state: route.state as u8,
+            protocol: 0,
+            flags: 0,
+            endpoint,
+            seen,
+            value: [value as u32, (value >> 32) as u32],
+        }
+    }
+
+    /// What is done with the packets.
+    #[inline]
+    #[must_use]
+    pub fn action(&self) -> Action {
+        match self.action {
+            DIVERT => Action::Divert,
+            LOCAL => Action::Local,
+            code if code >= SEND => Action::Send {
+                endpoint: EndpointId(self.endpoint),
+                mode: Mode::ALL[usize::from(code - SEND) & 7],
+                value: u64::from(self.value[1]) << 32 | u64::from(self.value[0]),
+            },
+            _ => Action::Drop,
+        }
+    }
+
+    /// Where in its life the route is.
+    #[inline]
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state).min(State::COUNT - 1)]
+    }
+
+    /// Action and state.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route { action: self.action(), state: self.state() }
+    }
+
+    /// Moves the route to another state.
+    #[inline]
+    pub fn set_state(&mut self, state: State) {
+        self.state = state as u8;
+    }
+
+    /// Replaces the action, keeping state and last use.
+    pub fn set_route(&mut self, route: Route) {
+        *self = Self { seen: self.seen, protocol: self.protocol, flags: self.flags, ..Self::new(route, 0) };
+    }
+
+    /// Flags for the table's owner.
+    #[must_use]
+    pub fn flags(&self) -> u8 {
+        self.flags
+    }
+
+    /// Sets the owner's flags.
+    pub fn set_flags(&mut self, flags: u8) {
+        self.flags = flags;
+    }
+
+    /// Notes a packet at `now` (milliseconds, wrapping).
+    #[inline]
+    pub fn touch(&mut self, now: u32) {
+        self.seen = now;
+    }
+
+    /// Milliseconds since the last packet.
+    #[inline]
+    #[must_use]
+    pub fn idle(&self, now: u32) -> u32 {
+        now.wrapping_sub(self.seen)
+    }
+
+    /// Whether the route has outlived its idle timeout: then it is no route any more, swept or not.
+    #[inline]
+    #[must_use]
+    pub fn expired(&self, now: u32, timeouts: &IdleTimeouts) -> bool {
+        self.idle(now) > timeouts.0[usize::from(self.state).min(State::COUNT - 1)]
+    }
+}
+
+/// A slot for an IPv4 key: half a cache line.
+#[derive(Debug, Clone, Copy, FromZeros)]
+#[repr(C, align(32))]
+pub struct Slot4 {
+    addresses: [u32; 2],
+    ports: u32,
+    entry: Entry,
+}
+
+impl Slot for Slot4 {
+    type Key = Key4;
+    const PER_LINE: usize = 2;
+
+    fn new(key: &Key4, route: Route, seen: u32) -> Self {
+        let mut entry = Entry::new(route, seen);
+        entry.protocol = key.protocol;
+        Self {
+            addresses: [u32::from_ne_bytes(key.source), u32::from_ne_bytes(key.destination)],
+            ports: u32::from_ne_bytes(key.ports),
+            entry,
+        }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.entry.action == EMPTY
+    }
+
+    #[inline]
+    fn holds(&self, key: &Key4) -> bool {
+        // One expression without a branch in it: the bits that differ, of all fields. An empty slot holds protocol 0 and differs.
+        let addresses = (self.addresses[0] ^ u32::from_ne_bytes(key.source))
+            | (self.addresses[1] ^ u32::from_ne_bytes(key.destination));
+        let rest = (self.ports ^ u32::from_ne_bytes(key.ports)) | u32::from(self.entry.protocol ^ key.protocol);
+        (addresses | rest) == 0 && !self.is_empty()
+    }
+
+    fn key(&self) -> Key4 {
+        Key4 {
+            source: self.addresses[0].to_ne_bytes(),
+            destination: self.addresses[1].to_ne_bytes(),
+            ports: self.ports.to_ne_bytes(),
+            protocol: self.entry.protocol,
+        }
+    }
+
+    #[inline]
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    #[inline]
+    fn entry_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+
+    fn widen(key: Key4) -> Key {
+        Key::V4(key)
+    }
+
+    fn narrow(key: &Key) -> Option<Key4> {
+        match key {
+            Key::V4(key) => Some(*key),
+            Key::V6(_) => None,
+        }
+    }
+
+    #[inline]
+    fn hash(hash: &flow::FlowHash, key: &Key4) -> u64 {
+        hash.route4(key)
+    }
+}
+
+/// A slot for an IPv6 key: a cache line.
+#[derive(Debug, Clone, Copy, FromZeros)]
+#[repr(C, align(64))]
+pub struct Slot6 {
+    source: [u8; 16],
+    destination: [u8; 16],
+    ports: u32,
+    entry: Entry,
+    pad: [u32; 2],
+}
+
+impl Slot for Slot6 {
+    type Key = Key6;
+    const PER_LINE: usize = 1;
+
+    fn new(key: &Key6, route: Route, seen: u32) -> Self {
+        let mut entry = Entry::new(route, seen);
+        entry.protocol = key.protocol;
+        Self {
+            source: key.source,
+            destination: key.destination,
+            ports: u32::from_ne_bytes(key.ports),
+            entry,
+            pad: [0; 2],
+        }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.entry.action == EMPTY
+    }
+
+    #[inline]
+    fn holds(&self, key: &Key6) -> bool {
+        let addresses = (u128::from_ne_bytes(self.source) ^ u128::from_ne_bytes(key.source))
+            | (u128::from_ne_bytes(self.destination) ^ u128::from_ne_bytes(key.destination));
+        let rest = (self.ports ^ u32::from_ne_bytes(key.ports)) | u32::from(self.entry.protocol ^ key.protocol);
+        addresses == 0 && rest == 0 && !self.is_empty()
+    }
+
+    fn key(&self) -> Key6 {
+        Key6 {
+            source: self.source,
+            destination: self.destination,
+            ports: self.ports.to_ne_bytes(),
+            protocol: self.entry.protocol,
+        }
+    }
+
+    #[inline]
+    fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    #[inline]
+    fn entry_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+
+    fn widen(key: Key6) -> Key {
+        Key::V6(key)
+    }
+
+    fn narrow(key: &Key) -> Option<Key6> {
+        match key {
+            Key::V6(key) => Some(*key),
+            Key::V4(_) => None,
+        }
+    }
+
+    #[inline]
+    fn hash(hash: &flow::FlowHash, key: &Key6) -> u64 {
+        hash.route6(key)
+    }
+}
+
+/// An exact-match table of one address family.
+#[derive(Debug)]
+pub struct RouteTable<S: Slot> {
+    slots: HugeSlice<S>,
+    lines: usize,
+    hash: flow::FlowHash,
+    capacity: usize,
+    len: usize,
+    /// Where the next sweep goes on.
+    cursor: usize,
+}
+
+impl<S: Slot> RouteTable<S> {
+    /// A table for up to `capacity` routes; its memory is taken as it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough address space.
+    pub fn new(capacity: usize, hash: flow::FlowHash) -> Result<Self, MapError> {
+        let capacity = capacity.max(1);
+        let lines = (capacity * 2).div_ceil(S::PER_LINE);
+        Ok(Self { slots: HugeSlice::zeroed(lines * S::PER_LINE)?, lines, hash, capacity, len: 0, cursor: 0 })
+    }
+
+    /// Routes in the table, expired ones that are not swept yet included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether it holds as many as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.len >= self.capacity
+    }
+
+    /// As many routes as it may hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Address space taken, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.slots.mapped_bytes()
+    }
+
+    /// Hashes `key` and asks the processor for its line; the result goes to [`Self::find_at`].
+    #[inline]
+    #[must_use]
+    pub fn prefetch(&self, key: &S::Key) -> usize {
+        let home = self.home(key);
+        weir_cpu::prefetch_write_at(&self.slots, home);
+        home
+    }
+
+    /// Where `key` is.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, key: &S::Key) -> Option<usize> {
+        self.find_at(self.home(key), key)
+    }
+
+    /// Where `key` is, from the home that [`Self::prefetch`] returned for it.
+    #[inline]
+    #[must_use]
+    pub fn find_at(&self, home: usize, key: &S::Key) -> Option<usize> {
+        let mut index = home;
+        loop {
+            let slot = &self.slots[index];
+            if slot.holds(key) {
+                return Some(index);
+            }
+            if slot.is_empty() {
+                return None;
+            }
+            index = self.next(index);
+        }
+    }
+
+    /// The entry at a place that [`Self::find`] returned.
+    #[inline]
+    #[must_use]
+    pub fn entry(&self, index: usize) -> &Entry {
+        self.slots[index].entry()
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    #[must_use]
+    pub fn entry_mut(&mut self, index: usize) -> &mut Entry {
+        self.slots[index].entry_mut()
+    }
+
+    /// The key at a place that [`Self::find`] returned.
+    #[must_use]
+    pub fn key(&self, index: usize) -> S::Key {
+        self.slots[index].key()
+    }
+
+    /// Adds a route for `key`, which must not be in the table.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] if the table holds all it may; nothing changed.
+    pub fn insert(&mut self, key: &S::Key, route: Route, now: u32) -> Result<usize, Full> {
+        debug_assert!(self.find(key).is_none());
+        if self.is_full() {
+            return Err(Full);
+        }
+        let mut index = self.home(key);
+        while !self.slots[index].is_empty() {
+            index = self.next(index);
+        }
+        self.slots[index] = S::new(key, route, now);
+        self.len += 1;
+        Ok(index)
+    }
+
+    /// Takes the route at `index` out and closes the gap: what stood behind it because its place was taken moves back.
+    pub fn remove(&mut self, index: usize) {
+        let mut gap = index;
+        let mut index = index;
+        loop {
+            index = self.next(index);
+            let slot = self.slots[index];
+            if slot.is_empty() {
+                break;
+            }
+            // It may move if its home is not between the gap and itself.
+            let distance_home = self.distance(self.home(&slot.key()), index);
+            if distance_home >= self.distance(gap, index) {
+                self.slots[gap] = slot;
+                gap = index;
+            }
+        }
+        self.slots[gap] = S::new_zeroed();
+        self.len -= 1;
+    }
+
+    /// Looks at the next `count` slots and removes each route for which `gone` says so.
+    pub fn sweep(&mut self, count: usize, mut gone: impl FnMut(&S::Key, &Entry) -> bool) {
+        for _ in 0..count.min(self.slots.len()) {
+            let slot = &self.slots[self.cursor];
+            if !slot.is_empty() && gone(&slot.key(), slot.entry()) {
+                // What moves into the gap is looked at next.
+                self.remove(self.cursor);
+            } else {
+                self.cursor = self.next(self.cursor);
+            }
+        }
+    }
+
+    /// Among the next `count` slots, the route that is worth least: drop routes and half-open ones first, then the longest idle.
+    #[must_use]
+    pub fn least_worth(&mut self, count: usize, now: u32) -> Option<(usize, S::Key)> {
+        let mut worst: Option<(bool, u32, usize)> = None;
+        for _ in 0..count.min(self.slots.len()) {
+            let slot = &self.slots[self.cursor];
+            if !slot.is_empty() {
+                let unconfirmed = matches!(slot.entry().state(), State::Opening | State::Refused);
+                let rank = (unconfirmed, slot.entry().idle(now), self.cursor);
+                if worst.is_none_or(|worst| (rank.0, rank.1) > (worst.0, worst.1)) {
+                    worst = Some(rank);
+                }
+            }
+            self.cursor = self.next(self.cursor);
+        }
+        worst.map(|(_, _, index)| (index, self.slots[index].key()))
+    }
+
+    /// Every route, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (S::Key, &Entry)> {
+        self.slots.iter().filter(|slot| !slot.is_empty()).map(|slot| (slot.key(), slot.entry()))
+    }
+
+    /// How many slots a sweep has to look at for a whole round.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[inline]
+    fn home(&self, key: &S::Key) -> usize {
+        flow::place(S::hash(&self.hash, key), self.lines) * S::PER_LINE
+    }
+
+    #[inline]
+    fn next(&self, index: usize) -> usize {
+        if index + 1 == self.slots.len() { 0 } else { index + 1 }
+    }
+
+    /// Steps from one slot forward to another.
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.slots.len() - from }
+    }
+}
+
+/// The table holds all it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the route table is full")]
+pub struct Full;
+
+const EMPTY: u8 = 0;
+const DROP: u8 = 1;
+const DIVERT: u8 = 2;
+const LOCAL: u8 = 3;
+/// `SEND + mode`.
+const SEND: u8 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashbrown::HashMap;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slots_fill_lines() {
+        assert_eq!(size_of::<Slot4>(), 32);
+        assert_eq!(size_of::<Slot6>(), 64);
+        let table = RouteTable::<Slot4>::new(1 << 20, flow::FlowHash::new(1)).unwrap();
+        assert!(table.bytes() / table.capacity() <= 64);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for mode in Mode::ALL {
+            for state in State::ALL {
+                let action = Action::Send { endpoint: EndpointId(7), mode, value: 0x1234_5678_9abc_def0 };
+                for action in [action, Action::Drop, Action::Divert, Action::Local] {
+                    let route = Route { action, state };
+                    assert_eq!(Entry::new(route, 9).route(), route);
+                }
+            }
+        }
+        let vip = VipPort { vip: u32::MAX, port: 443 };
+        assert_eq!(VipPort::from_value(vip.to_value()), vip);
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_names_the_longest_idle() {
+        let mut table = RouteTable::<Slot4>::new(4, flow::FlowHash::new(1)).unwrap();
+        for n in 0..4 {
+            table.insert(&key4(n), route(0), 100 - u32::from(n)).unwrap();
+        }
+        assert_eq!(table.insert(&key4(9), route(0), 0), Err(Full));
+        let (index, key) = table.least_worth(8, 100).unwrap();
+        assert_eq!(key, key4(3));
+        table.remove(index);
+        table.insert(&key4(9), route(0), 0).unwrap();
+    }
+
+    fn key4(n: u8) -> Key4 {
+        Key4 { source: [10, 0, 0, n], destination: [10, 0, 1, 1], ports: [0, n, 0, 80], protocol: 6 }
+    }
+
+    fn key6(n: u8) -> Key6 {
+        Key6 { source: [n; 16], destination: [1; 16], ports: [0, n, 0, 80], protocol: 17 }
+    }
+
+    fn route(value: u64) -> Route {
+        Route { action: Action::Send { endpoint: EndpointId(1), mode: Mode::Nat, value }, state: State::Opening }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Insert(u8, u64),
+        Remove(u8),
+        Touch(u8, u32),
+        Sweep(usize, u32),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (any::<u8>(), any::<u64>()).prop_map(|(n, value)| Step::Insert(n, value)),
+            2 => any::<u8>().prop_map(Step::Remove),
+            1 => (any::<u8>(), 0u32..100).prop_map(|(n, seen)| Step::Touch(n, seen)),
+            1 => (0usize..40, 0u32..100).prop_map(|(count, before)| Step::Sweep(count, before)),
+        ];
+        prop::collection::vec(step, 0..400)
+    }
+
+    /// Runs `steps` on a table and on a hashbrown map, and compares all of both after each.
+    fn against_model<S: Slot>(steps: &[Step], seed: u64, make: fn(u8) -> S::Key) -> Result<(), TestCaseError>
+    where
+        S::Key: std::hash::Hash + std::fmt::Debug,
+    {
+        let mut table = RouteTable::<S>::new(24, flow::FlowHash::new(seed)).unwrap();
+        let mut model: HashMap<S::Key, (Route, u32)> = HashMap::new();
+        for step in steps {
+            match *step {
+                Step::Insert(n, value) => {
+                    let key = make(n);
+                    if let Some(index) = table.find(&key) {
+                        table.entry_mut(index).set_route(route(value));
+                        model.get_mut(&key).unwrap().0 = route(value);
+                    } else if table.insert(&key, route(value), 0).is_ok() {
+                        model.insert(key, (route(value), 0));
+                    } else {
+                        prop_assert_eq!(model.len(), 24);
+                    }
+                }
+                Step::Remove(n) => {
+                    let found = table.find(&make(n));
+                    prop_assert_eq!(found.is_some(), model.remove(&make(n)).is_some());
+                    found.into_iter().for_each(|index| table.remove(index));
+                }
+                Step::Touch(n, seen) => {
+                    if let Some(index) = table.find(&make(n)) {
+                        table.entry_mut(index).touch(seen);
+                        model.get_mut(&make(n)).unwrap().1 = seen;
+                    }
+                }
+                Step::Sweep(count, before) => table.sweep(count, |key, entry| {
+                    let gone = entry.seen < before;
+                    if gone {
+                        assert!(model.remove(key).is_some(), "swept what was not there");
+                    }
+                    gone
+                }),
+            }
+            prop_assert_eq!(table.len(), model.len());
+            let all: HashMap<_, _> = table.iter().map(|(key, entry)| (key, (entry.route(), entry.seen))).collect();
+            prop_assert_eq!(&all, &model);
+            for key in model.keys() {
+                prop_assert!(table.find(key).is_some());
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn ipv4_behaves_like_a_map(steps in steps(), seed: u64) {
+            against_model::<Slot4>(&steps, seed, key4)?;
+        }
+
+        #[test]
+        fn ipv6_behaves_like_a_map(steps in steps(), seed: u64) {
+            against_model::<Slot6>(&steps, seed, key6)?;
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! A shard: one route table with its queues and rings, an owned value with a single writer that any core may run.
+//!
+//! The owner of a flow is a keyed hash of the client's address and port, so that both directions meet in one shard; a packet that
+//! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
+//! sending this value.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rtrb::{Consumer, Producer, RingBuffer};
+use weir_identity::Moment;
+
+use crate::classifier::millis;
+use crate::counters::{DropReason, Drops, ShardCounters};
+use crate::farm::{Farm, PortId};
+use crate::flow::place;
+use crate::forwarder::{Fate, Fates, Forwarder};
+use crate::packet::{BURST, Burst, Packet, Queue};
+use crate::parse::Parsed;
+use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
+use crate::responder::{self, Answer};
+use crate::wire::ethernet::MacAddress;
+
+/// A packet on its way between shard and classifier, with what its parsing found.
+#[derive(Debug)]
+pub struct Held<P> {
+    /// The packet.
+    pub packet: P,
+    /// Its headers.
+    pub parsed: Parsed,
+    /// The port that it came in by.
+    pub port: PortId,
+    /// The shard that owns its flow.
+    pub shard: usize,
+}
+
+/// What one shard hands to another.
+#[derive(Debug)]
+pub enum Handover<P> {
+    /// A packet of a flow that the other one owns.
+    Process(P, Parsed, PortId),
+    /// A finished packet, for a port that this shard has no queue of.
+    Send(P, PortId),
+    /// A packet for the kernel twin of a port.
+    Twin(P, PortId),
+}
+
+/// Where packets for a port's kernel go.
+pub enum Twin<Q> {
+    /// Nowhere: the kernel sees the port itself.
+    Itself,
+    /// To a port of their own, which only this shard has.
+    Port(Q),
+    /// To the shard that has it.
+    Shard(usize),
+}
+
+/// One port as a shard sees it.
+pub struct ShardPort<Q: Queue> {
+    queue: Result<Q, usize>,
+    twin: Twin<Q>,
+    transmit: Burst<Q::Packet>,
+}
+
+impl<Q: Queue> ShardPort<Q> {
+    /// A port by its queue, or by the shard that sends for this one (which has none).
+    pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
+        Self { queue, twin, transmit: Burst::new() }
+    }
+}
+
+/// A shard's end of its rings to one classifier.
+#[derive(Debug)]
+pub struct ClassifierLink<P> {
+    questions: Producer<Question<Held<P>>>,
+    notices: Producer<Notice>,
+    replies: Consumer<Reply<Held<P>>>,
+    plumbs: Consumer<Plumb>,
+}
+
+/// A classifier's end of its rings to one shard.
+#[derive(Debug)]
+pub struct ShardLink<P> {
+    /// Packets without a route.
+    pub questions: Consumer<Question<Held<P>>>,
+    /// What happened to routes.
+    pub notices: Consumer<Notice>,
+    /// The packets with their answers.
+    pub replies: Producer<Reply<Held<P>>>,
+    /// Orders about routes without a packet.
+    pub plumbs: Producer<Plumb>,
+}
+
+/// The rings between a shard and a classifier; `packets` and `notices` say how many wait at the most.
+#[must_use]
+pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<P>) {
+    let (questions, questions_out) = RingBuffer::new(packets);
+    let (notices, notices_out) = RingBuffer::new(notices);
+    let (replies_in, replies) = RingBuffer::new(packets);
+    let (plumbs_in, plumbs) = RingBuffer::new(packets);
+    (
+        ClassifierLink { questions, notices, replies, plumbs },
+        ShardLink { questions: questions_out, notices: notices_out, replies: replies_in, plumbs: plumbs_in },
+    )
+}
+
+/// A shard's end of the rings to the other shards, by their number; its own place is empty.
+#[derive(Debug)]
+pub struct Neighbourhood<P> {
+    to: Vec<Option<Producer<Handover<P>>>>,
+    from: Vec<Consumer<Handover<P>>>,
+}
+
+/// The rings among `shards` shards, each `packets` long.
+#[must_use]
+pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
+    let mut all: Vec<Neighbourhood<P>> =
+        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
+    for from in 0..shards {
+        for to in 0..shards {
+            if from == to {
+                all[from].to.push(None);
+                continue;
+            }
+            let (producer, consumer) = RingBuffer::new(packets);
+            all[from].to.push(Some(producer));
+            all[to].from.push(consumer);
+        }
+    }
+    all
+}
+
+/// A shard's counters where other threads can read them; the shard writes, everybody reads.
+#[derive(Debug)]
+pub struct Published {
+    counters: Vec<AtomicU64>,
+    drops: Vec<AtomicU64>,
+    routes: [AtomicU64; 2],
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
+        Self {
+            counters: zeros(ShardCounters::NAMES.len()),
+            drops: zeros(DropReason::ALL.len()),
+            routes: Default::default(),
+        }
+    }
+}
+
+impl Published {
+    /// Counters with their names.
+    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        ShardCounters::NAMES.iter().copied().zip(self.counters.iter().map(|value| value.load(Ordering::Relaxed)))
+    }
+
+    /// Drops with their reasons.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().copied().zip(self.drops.iter().map(|value| value.load(Ordering::Relaxed)))
+    }
+
+    /// IPv4 and IPv6 routes in the table.
+    #[must_use]
+    pub fn routes(&self) -> (u64, u64) {
+        (self.routes[0].load(Ordering::Relaxed), self.routes[1].load(Ordering::Relaxed))
+    }
+
+    fn store(&self, forwarder: &Forwarder, drops: &Drops) {
+        for (to, from) in self.counters.iter().zip(forwarder.counters.values()) {
+            to.store(from, Ordering::Relaxed);
+        }
+        for (to, from) in self.drops.iter().zip(drops.values()) {
+            to.store(*from, Ordering::Relaxed);
+        }
+        self.routes[0].store(forwarder.routes4().len() as u64, Ordering::Relaxed);
+        self.routes[1].store(forwarder.routes6().len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// One shard.
+pub struct Shard<Q: Queue> {
+    number: usize,
+    farm: Arc<Farm>,
+    forwarder: Forwarder,
+    ports: Vec<ShardPort<Q>>,
+    neighbours: Neighbourhood<Q::Packet>,
+    classifiers: Vec<ClassifierLink<Q::Packet>>,
+    published: Arc<Published>,
+    burst: usize,
+    last_published: Moment,
+    pace: SweepPace,
+}
+
+impl<Q: Queue> Shard<Q> {
+    /// Shard `number`, with the ends of all its rings. `burst` packets (at most [`BURST`]) are taken from a queue at once.
+    #[must_use]
+    pub fn new(
+        number: usize,
+        farm: Arc<Farm>,
+        forwarder: Forwarder,
+        ports: Vec<ShardPort<Q>>,
+        neighbours: Neighbourhood<Q::Packet>,
+        classifiers: Vec<ClassifierLink<Q::Packet>>,
+        burst: usize,
+    ) -> Self {
+        Self {
+            number,
+            farm,
+            forwarder,
+            ports,
+            neighbours,
+            classifiers,
+            published: Arc::default(),
+            burst: burst.clamp(1, BURST),
+            last_published: Moment(0),
+            pace: SweepPace::default(),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Where its counters can be read.
+    #[must_use]
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
+    /// Its forwarder, to be looked into.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Goes on with a newer farm.
+    pub fn set_farm(&mut self, farm: &Arc<Farm>) {
+        if !Arc::ptr_eq(&self.farm, farm) {
+            self.farm = Arc::clone(farm);
+        }
+    }
+
+    /// One round: what has arrived at queues and rings, the sending of what came of it, and a bounded piece of housekeeping.
+    /// Returns how many packets and messages it dealt with.
+    pub fn turn(&mut self, now: Moment) -> usize {
+        let mut work = 0;
+        for port in 0..self.ports.len() {
+            work += self.receive(port, now);
+        }
+        work += self.from_neighbours(now);
+        work += self.from_classifiers(now);
+        for port in 0..self.ports.len() {
+            self.flush(port);
+        }
+        self.housekeeping(now);
+        work
+    }
+
+    /// Takes a burst from each port that this shard has a queue of.
+    fn receive(&mut self, port: usize, now: Moment) -> usize {
+        let mut burst = Burst::new();
+        let slot = &mut self.ports[port];
+        let id = port_id(port);
+        let mut work = 0;
+        if let Twin::Port(twin) = &mut slot.twin {
+            // What the kernel sends by the twin leaves by the port as it is.
+            twin.receive(&mut burst);
+            work += burst.len();
+            for packet in burst.drain(..) {
+                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
+            }
+        }
+        if let Ok(queue) = &mut self.ports[port].queue {
+            queue.receive(&mut burst);
+        }
+        if burst.is_empty() {
+            return work;
+        }
+        work += burst.len();
+        self.forwarder.counters.received += burst.len() as u64;
+        self.process(burst, id, now);
+        work
+    }
+
+    /// Forwards a burst that came in by `port`, in pieces of the configured size.
+    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
+        if self.burst < BURST {
+            while !burst.is_empty() {
+                let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
+                self.process_at_once(&mut piece, port, now);
+            }
+        } else {
+            self.process_at_once(&mut burst, port, now);
+        }
+    }
+
+    #[inline]
+    fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
+        let mut done = Fates::default();
+        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut done);
+        self.tell_notices();
+        for ((packet, fate), parsed) in burst.drain(..).zip(&done.fates).zip(&done.parsed) {
+            if let Fate::Send(out) = fate {
+                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *out);
+            } else {
+                self.settle(packet, *parsed, port, *fate);
+            }
+        }
+    }
+
+    /// What other shards handed over: at most one burst from each.
+    fn from_neighbours(&mut self, now: Moment) -> usize {
+        let mut work = 0;
+        for neighbour in 0..self.neighbours.from.len() {
+            for _ in 0..BURST {
+                let Ok(handover) = self.neighbours.from[neighbour].pop() else {
+                    break;
+                };
+                work += 1;
+                match handover {
+                    Handover::Process(mut packet, parsed, port) => {
+                        let fate = self.forwarder.forward_parsed(&mut packet, &parsed, &self.farm, millis(now));
+                        self.tell_notices();
+                        self.settle(packet, parsed, port, fate);
+                    }
+                    Handover::Send(packet, port) => {
+                        send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
+                    }
+                    Handover::Twin(packet, port) => self.to_twin(packet, port),
+                }
+            }
+        }
+        work
+    }
+
+    /// What classifiers answered or ordered: at most one burst from each.
+    fn from_classifiers(&mut self, now: Moment) -> usize {
+        let mut work = 0;
+        for classifier in 0..self.classifiers.len() {
+            for _ in 0..BURST {
+                let Ok(plumb) = self.classifiers[classifier].plumbs.pop() else {
+                    break;
+                };
+                work += 1;
+                self.forwarder.plumb(&plumb, &self.farm, millis(now));
+            }
+            for _ in 0..BURST {
+                let Ok(reply) = self.classifiers[classifier].replies.pop() else {
+                    break;
+                };
+                work += 1;
+                self.answered(reply, now);
+            }
+            self.tell_notices();
+        }
+        work
+    }
+
+    /// A packet came back with its verdict.
+    fn answered(&mut self, reply: Reply<Held<Q::Packet>>, now: Moment) {
+        self.forwarder.counters.answered += 1;
+        let Reply { verdict, held: Held { mut packet, parsed, port, .. }, .. } = reply;
+        let fate = match verdict {
+            Verdict::Install { route, replace } => {
+                self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now))
+            }
+            Verdict::Once { endpoint, mode } => self.forwarder.once(&mut packet, &parsed, endpoint, mode, &self.farm),
+            Verdict::Drop(refusal) => Fate::Drop(refusal.into()),
+            Verdict::Reset(refusal) => {
+                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
+                if self.respond(&mut packet, |frame, out| responder::refuse(frame, out, mac)) {
+                    self.forwarder.counters.refused += 1;
+                    Fate::Send(port)
+                } else {
+                    Fate::Drop(refusal.into())
+                }
+            }
+        };
+        self.settle(packet, parsed, port, fate);
+    }
+
+    /// Does what a packet's fate says.
+    fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate) {
+        match fate {
+            Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
+            Fate::Divert { client, zombie } => {
+                let (opens, closes) = (parsed.opens(), parsed.closes());
+                let ask = Ask { key: parsed.key, client, opens, closes, zombie };
+                let classifier = place(client, self.classifiers.len());
+                let held = Held { packet, parsed, port, shard: self.number };
+                match self.classifiers[classifier].questions.push(Question { ask, held }) {
+                    Ok(()) => self.forwarder.counters.diverted += 1,
+                    Err(_) => self.forwarder.drops.count(DropReason::DivertRing),
+                }
+            }
+            Fate::HandOver(shard) => {
+                self.forwarder.counters.handed_over += 1;
+                hand_over(
+                    &mut self.neighbours,
+                    &mut self.forwarder.drops,
+                    shard,
+                    Handover::Process(packet, parsed, port),
+                );
+            }
+            Fate::Respond => {
+                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
+                let farm = Arc::clone(&self.farm);
+                let owns = |address| farm.answers_for(port, address);
+                let is_vip = |address| farm.vips.iter().any(|vip| vip.address == address);
+                if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
+                    || self.respond(&mut packet, |frame, out| responder::echo(frame, out, is_vip))
+                {
+                    self.forwarder.counters.responded += 1;
+                    send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
+                } else if self.farm.vip_of(&parsed.key).is_some() {
+                    self.forwarder.drops.count(DropReason::Icmp);
+                } else {
+                    self.to_twin(packet, port);
+                }
+            }
+            Fate::Twin => self.to_twin(packet, port),
+            Fate::Drop(reason) => self.forwarder.drops.count(reason),
+        }
+    }
+
+    /// Puts an answer of the responder in the place of the packet it answers; false if there is none, or no room for it.
+    fn respond(&mut self, packet: &mut Q::Packet, answer: impl FnOnce(&[u8], &mut [u8]) -> Answer) -> bool {
+        let mut out = [0; RESPONSE];
+        let Answer::Reply(length) = answer(packet.data(), &mut out) else {
+            return false;
+        };
+        if !packet.resize(length) {
+            return false;
+        }
+        packet.data_mut().copy_from_slice(&out[..length]);
+        true
+    }
+
+    fn to_twin(&mut self, packet: Q::Packet, port: PortId) {
+        match &mut self.ports[usize::from(port)].twin {
+            Twin::Itself => self.forwarder.counters.twin += 1,
+            Twin::Port(queue) => {
+                self.forwarder.counters.twin += 1;
+                let mut one = Burst::new();
+                one.push(packet);
+                queue.send(&mut one);
+                self.forwarder.drops.count_many(DropReason::TwinFull, one.len());
+            }
+            Twin::Shard(shard) => {
+                let shard = *shard;
+                hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, Handover::Twin(packet, port));
+            }
+        }
+    }
+
+    /// Sends what has gathered for a port; what it does not take now gets one more chance and is dropped then.
+    fn flush(&mut self, port: usize) {
+        let ShardPort { queue: Ok(queue), transmit, .. } = &mut self.ports[port] else {
+            return;
+        };
+        if transmit.is_empty() {
+            return;
+        }
+        transmit_burst(queue, transmit, &mut self.forwarder);
+    }
+
+    /// Hands the forwarder's notices to the classifiers. One that finds its ring full is lost: all that matters of it is told
+    /// again by a later packet.
+    fn tell_notices(&mut self) {
+        let links = &mut self.classifiers;
+        let hash = self.forwarder.hash().clone();
+        let (mut told, mut deferred) = (0, 0);
+        for notice in self.forwarder.take_notices() {
+            if tell(links, &hash, notice) { told += 1 } else { deferred += 1 }
+        }
+        self.forwarder.counters.notices += told;
+        self.forwarder.counters.notices_deferred += deferred;
+    }
+
+    /// A bounded piece of expiry; now and then the counters.
+    fn housekeeping(&mut self, now: Moment) {
+        let slots = self.forwarder.routes4().slots().max(self.forwarder.routes6().slots());
+        let count = self.pace.due(slots, now);
+        if count > 0 {
+            let (links, hash) = (&mut self.classifiers, self.forwarder.hash().clone());
+            let (mut told, mut deferred) = (0, 0);
+            self.forwarder.expire(count, &self.farm, millis(now), |notice| {
+                let heard = tell(links, &hash, notice);
+                if heard {
+                    told += 1
+                } else {
+                    deferred += 1
+                }
+                heard
+            });
+            self.forwarder.counters.notices += told;
+            self.forwarder.counters.notices_deferred += deferred;
+        }
+        if now.0 >= self.last_published.0 + PUBLISH_EVERY {
+            self.last_published = now;
+            self.publish();
+        }
+    }
+
+    /// Shows the counters as they are now.
+    pub fn publish(&mut self) {
+        self.published.store(&self.forwarder, &self.forwarder.drops);
+    }
+}
+
+/// Puts a finished packet behind the others for its port, or gives it to the shard that sends by it.
+#[inline]
+fn send<Q: Queue>(
+    ports: &mut [ShardPort<Q>],
+    neighbours: &mut Neighbourhood<Q::Packet>,
+    forwarder: &mut Forwarder,
+    packet: Q::Packet,
+    port: PortId,
+) {
+    let ShardPort { queue, transmit, .. } = &mut ports[usize::from(port)];
+    match queue {
+        Ok(queue) => {
+            if transmit.is_full() {
+                transmit_burst(queue, transmit, forwarder);
+            }
+            transmit.push(packet);
+        }
+        Err(shard) => {
+            let shard = *shard;
+            hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port));
+        }
+    }
+}
+
+/// Sends a burst; what the port does not take in two tries is dropped and counted, so that the place is free again.
+#[inline]
+fn transmit_burst<Q: Queue>(queue: &mut Q, transmit: &mut Burst<Q::Packet>, forwarder: &mut Forwarder) {
+    let before = transmit.len();
+    queue.send(transmit);
+    if !transmit.is_empty() {
+        queue.send(transmit);
+    }
+    forwarder.counters.sent += (before - transmit.len()) as u64;
+    forwarder.drops.count_many(DropReason::TxFull, transmit.len());
+    transmit.clear();
+}
+
+fn hand_over<P>(neighbours: &mut Neighbourhood<P>, drops: &mut Drops, shard: usize, handover: Handover<P>) {
+    let ring = neighbours.to.get_mut(shard).and_then(Option::as_mut);
+    if ring.is_none_or(|ring| ring.push(handover).is_err()) {
+        drops.count(DropReason::HandoverRing);
+    }
+}
+
+fn tell<P>(links: &mut [ClassifierLink<P>], hash: &crate::flow::FlowHash, notice: Notice) -> bool {
+    let classifier = place(hash.client_is_source(&notice.key), links.len());
+    links[classifier].notices.push(notice).is_ok()
+}
+
+fn port_id(port: usize) -> PortId {
+    PortId::try_from(port).unwrap_or(PortId::MAX)
+}
+
+/// How many places of the tables a turn looks at, so that a whole round takes about [`SWEEP_PERIOD`] and no turn takes long.
+#[derive(Debug, Default)]
+struct SweepPace {
+    last: Moment,
+    owed: usize,
+}
+
+impl SweepPace {
+    fn due(&mut self, slots: usize, now: Moment) -> usize {
+        let elapsed = usize::try_from(now.0.saturating_sub(self.last.0)).unwrap_or(usize::MAX).min(SWEEP_PERIOD);
+        self.last = now;
+        // Not more than one round is ever owed, or a long sleep would be paid for in one go.
+        self.owed = (self.owed + (slots * elapsed).div_ceil(SWEEP_PERIOD)).min(slots);
+        let count = self.owed.min(SWEEP_AT_ONCE);
+        self.owed -= count;
+        count
+    }
+}
+
+/// Milliseconds for a round through a table.
+const SWEEP_PERIOD: usize = 5_000;
+const SWEEP_AT_ONCE: usize = 64;
+/// Milliseconds between publications of counters.
+const PUBLISH_EVERY: u64 = 20;
+/// The longest answer: an ICMPv6 error of 1280 bytes behind two VLAN tags.
+const RESPONSE: usize = 1280 + 22;
