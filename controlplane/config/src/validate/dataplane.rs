@@ -1,0 +1,178 @@
+//! The sections `unit`, `admin` and `dataplane`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use weir_identity::UnitId;
+
+use super::ports::Network;
+use super::{Admin, Check, Unit};
+use crate::machine::Machine;
+use crate::place::Place;
+use crate::problem::Mistake;
+use crate::raw::{self, NumberOrRange};
+use crate::types::{Dataplane, Device, Idle, Timeouts};
+
+/// Who the unit is and where it is administered.
+pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Unit, Admin) {
+    let here = Place::root().key("unit");
+    let mut unit = Unit { id: UnitId(0), name: String::new() };
+    if let Some(raw) = check.required(document.unit.as_ref(), &here, "unit: { id: 1, name: weir-1 }") {
+        unit.id = UnitId(check.id(raw.id, &here.key("id")).unwrap_or(0));
+        unit.name = check.name(raw.name.as_ref(), &here.key("name")).unwrap_or_default().to_owned();
+    }
+    let socket = match document.admin.as_ref().and_then(|admin| admin.socket.as_ref()) {
+        Some(socket) => {
+            if !socket.starts_with('/') || socket.ends_with('/') || socket.len() > 107 || socket.contains('\0') {
+                let mistake = Mistake::BadSocket { path: socket.clone() };
+                check.error(&Place::root().key("admin").key("socket"), mistake);
+            }
+            PathBuf::from(socket)
+        }
+        None => PathBuf::from(format!("/run/weir/{}.sock", unit.name)),
+    };
+    (unit, Admin { socket })
+}
+
+/// Cores, memory and tables, and whether the ports' queues fit them.
+pub(super) fn dataplane(
+    check: &mut Check,
+    raw: Option<&raw::Dataplane>,
+    network: &Network,
+    machine: &Machine,
+) -> Dataplane {
+    let here = Place::root().key("dataplane");
+    let default = raw::Dataplane::default();
+    let raw = raw.unwrap_or(&default);
+    let cpus = cpus(check, raw.cpus.as_deref(), &here.key("cpus"), machine).unwrap_or_else(|| vec![0]);
+    let classifier_cpus = self::cpus(check, raw.classifier_cpus.as_deref(), &here.key("classifier_cpus"), machine)
+        .unwrap_or_else(|| cpus.iter().rev().take(1).copied().collect());
+    let most_queues = network.ports.iter().map(|port| usize::from(port.queues)).max().unwrap_or(1);
+    let shards = check.number(raw.shards, &here.key("shards"), 1..=1024, (cpus.len() * 2).max(most_queues));
+    let classifiers = check.number(raw.classifiers, &here.key("classifiers"), 1..=256, 1);
+    let sizes = raw.routes.clone().unwrap_or_default();
+    let routes = here.key("routes");
+    let mut dataplane = Dataplane {
+        shards,
+        classifiers,
+        cpus,
+        classifier_cpus,
+        idle: match raw.idle {
+            Some(raw::Idle::Spin) => Idle::Spin,
+            Some(raw::Idle::Poll) => Idle::Poll,
+            Some(raw::Idle::Adaptive) | None => Idle::Adaptive,
+        },
+        hugepages: raw.hugepages.unwrap_or(false),
+        memory_mib: check.mebibytes(raw.memory.as_ref(), &here.key("memory"), 32..=1 << 20, 256),
+        mbufs: check.number(raw.mbufs, &here.key("mbufs"), 1024..=1 << 24, 16_384),
+        burst: check.number(raw.burst, &here.key("burst"), 1..=64, 32),
+        routes_ipv4: check.number(sizes.ipv4, &routes.key("ipv4"), ROUTES, 262_144),
+        routes_ipv6: check.number(sizes.ipv6, &routes.key("ipv6"), ROUTES, 65_536),
+        timeouts: timeouts(check, raw.timeouts.as_ref(), &here.key("timeouts")),
+        seed: raw.seed,
+        pending: check.number(raw.pending, &here.key("pending"), 1..=65_536, 1024),
+    };
+    if !check.is_damaged(&here) {
+        cores(check, &here, &mut dataplane);
+        memory(check, &here, &dataplane, network);
+    }
+    for (i, port) in network.ports.iter().enumerate() {
+        let place = Place::root().key("ports").at(i);
+        if usize::from(port.queues) > dataplane.shards && !check.is_damaged(&here.key("shards")) {
+            let mistake = Mistake::QueuesOverShards { queues: port.queues, shards: dataplane.shards };
+            check.error(&place.key("queues"), mistake);
+        }
+        if matches!(port.device, Device::Pci(_)) && !dataplane.hugepages && !check.is_damaged(&here.key("hugepages")) {
+            check.error(&place.key("device"), Mistake::PciWithoutHugepages);
+        }
+    }
+    dataplane
+}
+
+/// Warns of CPUs that would have no shard or classifier.
+fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
+    let pairs = [
+        ("cpus", dataplane.cpus.len(), dataplane.shards, "shards"),
+        ("classifier_cpus", dataplane.classifier_cpus.len(), dataplane.classifiers, "classifiers"),
+    ];
+    for (key, cpus, count, of) in pairs {
+        if cpus > count {
+            check.warning(&here.key(key), Mistake::IdleCpus { cpus, count, of });
+        }
+    }
+}
+
+/// Compares packet buffers with memory and with who may hold them.
+fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network) {
+    let (mbufs, mtu) = (dataplane.mbufs, network.ports.iter().map(|port| port.mtu).max().unwrap_or(0));
+    let each = MBUF_OVERHEAD + (u64::from(mtu) + ETHERNET).max(DATA_ROOM).next_multiple_of(64);
+    let need_mib = BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
+    if need_mib > dataplane.memory_mib {
+        let memory_mib = dataplane.memory_mib;
+        check.error(&here.key("memory"), Mistake::MemoryShort { memory_mib, mbufs, each, need_mib });
+    }
+    let queues: u64 = network.ports.iter().map(|port| u64::from(port.queues)).sum();
+    let advised = queues * 1024;
+    if advised > u64::from(mbufs) {
+        check.warning(&here.key("mbufs"), Mistake::FewMbufs { mbufs, queues, advised });
+    }
+    let (pending, classifiers) = (dataplane.pending, dataplane.classifiers);
+    if pending * classifiers >= usize::try_from(mbufs).unwrap_or(usize::MAX) {
+        check.error(&here.key("pending"), Mistake::PendingOverMbufs { pending, classifiers, mbufs });
+    }
+}
+
+/// A list of CPUs: distinct, at least one; a warning for those that this machine lacks.
+fn cpus(check: &mut Check, raw: Option<&[NumberOrRange]>, here: &Place, machine: &Machine) -> Option<Vec<usize>> {
+    let mut seen = super::Seen::default();
+    let mut cpus = Vec::new();
+    for (i, entry) in raw?.iter().enumerate() {
+        let place = here.at(i);
+        let Some((first, last)) = check.bounds(entry, &place, &CPUS, "a CPU's number or a range such as \"2-5\"")
+        else {
+            continue;
+        };
+        for cpu in (first..=last).filter_map(|cpu| usize::try_from(cpu).ok()) {
+            if check.unique(&mut seen, cpu, &place, "CPU") {
+                cpus.push(cpu);
+            }
+            if machine.cpus.as_ref().is_some_and(|known| !known.contains(&cpu)) {
+                check.warning(&place, Mistake::NoSuchCpu { cpu });
+            }
+        }
+    }
+    if raw?.is_empty() {
+        check.error(here, Mistake::Missing { what: "at least one CPU" });
+    }
+    (!cpus.is_empty()).then_some(cpus)
+}
+
+fn timeouts(check: &mut Check, raw: Option<&raw::Timeouts>, here: &Place) -> Timeouts {
+    let default = raw::Timeouts::default();
+    let raw = raw.unwrap_or(&default);
+    let mut timeout = |text: &Option<raw::DurationText>, key: &str, default: u64| {
+        check.duration(text.as_ref(), &here.key(key), MILLISECOND..=MONTH, Duration::from_secs(default))
+    };
+    Timeouts {
+        opening: timeout(&raw.opening, "opening", 10),
+        established: timeout(&raw.established, "established", 3600),
+        closing: timeout(&raw.closing, "closing", 60),
+        udp: timeout(&raw.udp, "udp", 60),
+        refused: timeout(&raw.refused, "refused", 10),
+    }
+}
+
+/// The shortest duration that a unit's clock tells from none.
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+const ROUTES: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000;
+/// CPU numbers that an affinity mask can hold.
+const CPUS: std::ops::RangeInclusive<u64> = 0..=1023;
+/// `rte_mbuf`, headroom, and what the pool adds: its header, trailer and padding.
+const MBUF_OVERHEAD: u64 = 128 + 128 + 192;
+/// What DPDK's drivers expect a buffer to hold at least.
+const DATA_ROOM: u64 = 2048;
+/// Ethernet header and two VLAN tags.
+const ETHERNET: u64 = 14 + 8;
+/// EAL, rings and the pools' tables.
+const BASE_MIB: u64 = 16;
