@@ -1,0 +1,645 @@
+#!/usr/bin/python3
+"""Packets for `weir replay`, and what scapy, which shares no code with Weir, says must come out of it.
+
+`cases.py DIR GROUP` writes for every case of the group a folder in DIR: config.yaml, PORT.in.pcap and expect.json:
+{"out": {port: [{"flow", "frame"}]}, "twin": [frame], "drops": {reason: packets}, "routes": [...]}, frames in hex.
+"""
+
+import ipaddress
+import json
+import logging
+import struct
+import sys
+import pathlib
+
+logging.getLogger("scapy").setLevel(logging.ERROR)
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP, Ether, IPOption_NOP, IPOption_RR  # noqa: E402
+from scapy.layers.inet6 import (  # noqa: E402
+    ICMPv6DestUnreach,
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    PadN,
+)
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # noqa: E402
+from scapy.packet import Raw  # noqa: E402
+
+PORT_MAC = {"net0": "02:00:00:00:00:01", "net1": "02:00:00:00:01:01"}
+ROUTER_MAC = "02:00:00:00:00:fe"
+NEAR_MAC = "02:00:00:00:00:32"
+HOST_MAC = {1: "02:00:00:00:00:0b", 2: "02:00:00:00:00:0c", 3: "02:00:00:00:00:0d"}
+
+
+class Family:
+    """Addresses of one IP version."""
+
+    def __init__(self, version):
+        self.version = version
+        v4 = version == 4
+        self.client = "198.51.100.7" if v4 else "2001:db8:c::7"
+        self.near = "192.0.2.50" if v4 else "2001:db8::50"
+        self.vip = "203.0.113.80" if v4 else "2001:db8:f::80"
+        self.onlink_vip = "192.0.2.100" if v4 else "2001:db8::100"
+        self.unit = "192.0.2.1" if v4 else "2001:db8::1"
+        self.hosts = {i: (f"192.0.2.{10 + i}" if v4 else f"2001:db8::{10 + i}") for i in (1, 2, 3)}
+        self.far_hosts = {i: (f"10.1.0.{10 + i}" if v4 else f"fd01::{10 + i}") for i in (1, 2, 3)}
+
+    def __str__(self):
+        return f"v{self.version}"
+
+    def ip(self, src, dst, **fields):
+        """A header with fields that have to survive."""
+        if self.version == 4:
+            return IP(**{"src": src, "dst": dst, "tos": 0x2E, "id": 0x1234, "flags": "DF", "ttl": 61, **fields})
+        return IPv6(**{"src": src, "dst": dst, "tc": 0x2E, "fl": 0xABCDE, "hlim": 61, **fields})
+
+
+V4, V6 = Family(4), Family(6)
+FAMILIES = (V4, V6)
+
+
+def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
+    """A unit's YAML: the VIPs of both families, web on TCP 80 and a service on UDP 53."""
+    far = ports == 2
+    text = ["unit: { id: 1, name: golden }"]
+    text += ["dataplane:", "  shards: 4", "  classifiers: 2", "  cpus: [0]", "  seed: 7"]
+    if timeouts:
+        text.append(f"  timeouts: {timeouts}")
+    text.append("ports:")
+    text.append(
+        f'  - {{ name: net0, device: "af_packet:golden0", mac: "{PORT_MAC["net0"]}", '
+        'addresses: [192.0.2.1/24, "2001:db8::1/64"] }'
+    )
+    if far:
+        text.append(
+            f'  - {{ name: net1, device: "af_packet:golden1", mac: "{PORT_MAC["net1"]}", '
+            'addresses: [10.1.0.1/24, "fd01::1/64"] }'
+        )
+    text.append("neighbours:")
+    for family in FAMILIES:
+        near = [("net0", family.near, NEAR_MAC), ("net0", V4_ROUTER if family is V4 else V6_ROUTER, ROUTER_MAC)]
+        for i in range(1, hosts + 1):
+            near.append(("net1" if far else "net0", (family.far_hosts if far else family.hosts)[i], HOST_MAC[i]))
+        text += [f'  - {{ port: {port}, address: "{address}", mac: "{mac}" }}' for port, address, mac in near]
+    text.append("routes:")
+    text.append(f"  - {{ prefix: 0.0.0.0/0, via: {V4_ROUTER}, port: net0 }}")
+    text.append(f'  - {{ prefix: "::/0", via: "{V6_ROUTER}", port: net0 }}')
+    text.append("hosts:")
+    for i in range(1, hosts + 1):
+        text.append(f"  - {{ id: {i}, name: host-{i}, address: {(V4.far_hosts if far else V4.hosts)[i]} }}")
+    text.append("services:")
+    number = 0
+    for family in FAMILIES:
+        for kind, vip in (("routed", family.vip), ("onlink", family.onlink_vip)):
+            for protocol, port in (("tcp", 80), ("udp", 53)):
+                number += 1
+                text.append(
+                    f'  - id: {number}\n    name: {kind}-{protocol}-{family}\n    vip: "{vip}"\n'
+                    f"    protocol: {protocol}\n    ports: {port}\n    mode: {mode}\n    select: {select}\n    endpoints:"
+                )
+                for i in range(1, hosts + 1):
+                    address = (family.far_hosts if far else family.hosts)[i]
+                    # A host serves two VIPs on one port each; nat needs to tell their replies apart.
+                    other = f", port: {host_port(protocol, kind)}" if mode == "nat" else ""
+                    text.append(f'      - {{ host: host-{i}, address: "{address}"{other} }}')
+    return "\n".join(text) + "\n"
+
+
+V4_ROUTER, V6_ROUTER = "192.0.2.254", "2001:db8::fe"
+
+
+def host_port(protocol, kind="routed"):
+    """Where a host serves in nat mode."""
+    return {"tcp": 8080, "udp": 5353}[protocol] + (0 if kind == "routed" else 1)
+
+
+class Case:
+    """Packets in, in order, each with what must become of it."""
+
+    def __init__(self, name, config_text):
+        self.name = name
+        self.config = config_text
+        self.inputs = []  # (port, frame)
+        self.out = {}
+        self.twin = []
+        self.drops = {}
+        self.routes = []
+
+    def sends(self, packet, expected, flow="", port="net0", out_port="net0"):
+        """`packet` comes in by `port` and leaves as `expected`."""
+        self.inputs.append((port, bytes(packet)))
+        self.out.setdefault(out_port, []).append({"flow": flow, "frame": bytes(expected).hex()})
+
+    def drop(self, packet, reason, port="net0"):
+        """`packet` is dropped and counted."""
+        self.inputs.append((port, bytes(packet)))
+        self.drops[reason] = self.drops.get(reason, 0) + 1
+
+    def to_twin(self, packet, port="net0"):
+        """`packet` goes to the kernel as it is."""
+        self.inputs.append((port, bytes(packet)))
+        self.twin.append(bytes(packet).hex())
+
+    def write(self, folder):
+        folder = folder / self.name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(self.config)
+        ports = sorted({port for port, _ in self.inputs})
+        for port in ports:
+            with open(folder / f"{port}.in.pcap", "wb") as pcap:
+                pcap.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+                for number, (at, frame) in enumerate(self.inputs):
+                    if at == port:  # a millisecond between packets, over all ports
+                        seconds, millis = divmod(number, 1000)
+                        pcap.write(struct.pack("<IIII", 1_700_000_000 + seconds, millis * 1000, len(frame), len(frame)))
+                        pcap.write(frame)
+        expect = {
+            "packets_in": len(self.inputs),
+            "out": self.out,
+            "twin": self.twin,
+            "drops": self.drops,
+            "routes": self.routes,
+        }
+        (folder / "expect.json").write_text(json.dumps(expect))
+
+
+def ether(src=ROUTER_MAC, dst=PORT_MAC["net0"], tags=()):
+    """Ethernet with VLAN tags, the outer of two an S-tag."""
+    packet = Ether(src=src, dst=dst)
+    for index, tag in enumerate(tags):
+        packet = packet / (Dot1AD if index == 0 and len(tags) == 2 else Dot1Q)(vlan=tag, prio=3)
+    return packet
+
+
+def forwarded(packet, *, src_mac, dst_mac, **rewrite):
+    """What a router with this next hop sends: hop limit less one, addresses and ports as told, fresh checksums."""
+    packet = Ether(bytes(packet))
+    packet.src, packet.dst = src_mac, dst_mac
+    ip = packet[IP] if IP in packet else packet[IPv6]
+    if IP in packet:
+        ip.ttl -= 1
+        del ip.chksum
+    else:
+        ip.hlim -= 1
+    ip.src = rewrite.get("src", ip.src)
+    ip.dst = rewrite.get("dst", ip.dst)
+    l4 = packet[TCP] if TCP in packet else packet[UDP]
+    l4.sport = rewrite.get("sport", l4.sport)
+    l4.dport = rewrite.get("dport", l4.dport)
+    if rewrite and not (UDP in packet and l4.chksum == 0):  # 0: the sender made none
+        del l4.chksum
+    return packet
+
+
+class Path:
+    """How the packets of one mode travel between a client and host 1."""
+
+    def __init__(self, mode, family, protocol, *, ports=1, kind="routed", client_mac=ROUTER_MAC, tags=()):
+        self.mode, self.family, self.protocol, self.tags = mode, family, protocol, tags
+        self.kind, self.client_mac = kind, client_mac
+        self.vip = family.vip if kind == "routed" else family.onlink_vip
+        self.vip_port = 80 if protocol == "tcp" else 53
+        self.host_side = "net1" if ports == 2 else "net0"
+        self.host = (family.far_hosts if ports == 2 else family.hosts)[1]
+        self.client = family.near if client_mac == NEAR_MAC else family.client
+
+    def l4(self, **fields):
+        return TCP(**{"window": 64240, **fields}) if self.protocol == "tcp" else UDP(**fields)
+
+    def request(self, case, payload=b"", *, sport=40000, ip=None, extension=None, **fields):
+        """A packet from the client, and how the host gets it."""
+        packet = ether(src=self.client_mac, tags=self.tags) / self.family.ip(self.client, self.vip, **(ip or {}))
+        if extension is not None:
+            packet = packet / extension
+        packet = packet / self.l4(sport=sport, dport=self.vip_port, **fields)
+        if payload:
+            packet = packet / Raw(payload)
+        case.sends(packet, self.at_host(packet), f"request {sport}", out_port=self.host_side)
+
+    def at_host(self, packet):
+        rewrite = {"dst": self.host, "dport": host_port(self.protocol, self.kind)} if self.mode == "nat" else {}
+        return forwarded(packet, src_mac=PORT_MAC[self.host_side], dst_mac=HOST_MAC[1], **rewrite)
+
+    def reply(self, case, payload=b"", *, dport=40000, **fields):
+        """A packet from the host, where it comes back through the unit, and how the client gets it."""
+        if self.mode != "nat":
+            return
+        packet = (
+            ether(src=HOST_MAC[1], dst=PORT_MAC[self.host_side], tags=self.tags)
+            / self.family.ip(self.host, self.client)
+            / self.l4(sport=host_port(self.protocol, self.kind), dport=dport, **fields)
+        )
+        if payload:
+            packet = packet / Raw(payload)
+        expected = forwarded(
+            packet, src_mac=PORT_MAC["net0"], dst_mac=self.client_mac, src=self.vip, sport=self.vip_port
+        )
+        case.sends(packet, expected, f"reply {dport}", port=self.host_side)
+
+    def route(self, case, sport=40000):
+        """The route that must be there at the end."""
+
+        def endpoint(address, port):
+            return f"[{address}]:{port}" if self.family is V6 else f"{address}:{port}"
+
+        case.routes.append(
+            {
+                "client": endpoint(self.client, sport),
+                "vip": endpoint(self.vip, self.vip_port),
+                "protocol": self.protocol,
+                "endpoint": endpoint(
+                    self.host, host_port(self.protocol, self.kind) if self.mode == "nat" else self.vip_port
+                ),
+            }
+        )
+
+
+SYN_OPTIONS = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1000, 0)), ("NOP", None), ("WScale", 7)]
+
+
+def conversation(path, case, port=40000):
+    """A connection from its first packet to its last, of all sizes; for UDP some datagrams."""
+    if path.protocol == "udp":
+        for size in (1, 512, 1400):
+            path.request(case, bytes(size % 251 for _ in range(size)), sport=port)
+            path.reply(case, bytes(size % 239 for _ in range(size)), dport=port)
+        path.route(case, port)
+        return
+    path.request(case, sport=port, flags="S", seq=100, options=SYN_OPTIONS)
+    path.reply(case, dport=port, flags="SA", seq=900, ack=101, options=SYN_OPTIONS)
+    path.request(case, sport=port, flags="A", seq=101, ack=901)
+    path.request(case, b"G", sport=port, flags="PA", seq=101, ack=901)
+    path.request(case, bytes(i % 251 for i in range(1400)), sport=port, flags="PA", seq=102, ack=901)
+    path.reply(case, bytes(i % 241 for i in range(1460)), dport=port, flags="PA", seq=901, ack=1502)
+    path.request(case, sport=port, flags="A", seq=1502, ack=2361)
+    path.reply(case, dport=port, flags="FA", seq=2361, ack=1502)
+    path.request(case, sport=port, flags="FA", seq=1502, ack=2362)
+    path.reply(case, dport=port, flags="A", seq=2362, ack=1503)
+    path.request(case, sport=port, flags="R", seq=1503)
+    path.route(case, port)
+
+
+def mode_cases(mode):
+    """Whole conversations of a mode, and headers with something unusual in them."""
+    for family in FAMILIES:
+        for protocol in ("tcp", "udp"):
+            for tags in ((), (7,), (100, 7)):
+                case = Case(f"{family}-{protocol}" + "".join(f"-vlan{t}" for t in tags), config(mode))
+                conversation(Path(mode, family, protocol, tags=tags), case)
+                yield case
+
+            case = Case(f"{family}-{protocol}-client-on-link", config(mode))
+            conversation(Path(mode, family, protocol, kind="onlink", client_mac=NEAR_MAC), case)
+            yield case
+
+            case = Case(f"{family}-{protocol}-many", config(mode))
+            path = Path(mode, family, protocol)
+            for port in range(20000, 20020):
+                conversation(path, case, port)
+            yield case
+
+        case = Case(f"{family}-checksum-edges", config(mode))
+        for protocol in ("tcp", "udp"):
+            path = Path(mode, family, protocol)
+            for want in (0x0000, 0xFFFF, 0x0001):
+                payload = payload_for_checksum(path, want)
+                if payload is not None:
+                    path.request(case, payload, **first_fields(protocol))
+        yield case
+
+        yield corrupted(mode, family)
+
+    # Two ports, one for the clients and one for the hosts.
+    if mode == "nat":
+        for family in FAMILIES:
+            for protocol in ("tcp", "udp"):
+                case = Case(f"{family}-{protocol}-two-ports", config(mode, ports=2))
+                conversation(Path(mode, family, protocol, ports=2), case)
+                yield case
+
+    case = Case("v4-header-checksum-edges", config(mode))
+    path = Path(mode, V4, "udp")
+    for ident in idents_for_header_checksums(path):
+        path.request(case, b"edge", ip={"id": ident})
+    yield case
+
+    case = Case("v4-udp-without-checksum", config(mode))
+    path = Path(mode, V4, "udp")
+    path.request(case, b"no checksum", chksum=0)
+    yield case
+
+    case = Case("v4-options", config(mode))
+    path = Path(mode, V4, "tcp")
+    path.request(case, ip={"options": [IPOption_NOP(), IPOption_RR(pointer=4, routers=["0.0.0.0"])]}, flags="S")
+    yield case
+
+    case = Case("v6-destination-options", config(mode))
+    path = Path(mode, V6, "tcp")
+    path.request(case, extension=IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0\0\0\0")]), flags="S")
+    yield case
+
+    case = Case("v4-padding", config(mode))
+    path = Path(mode, V4, "tcp")
+    packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+    padded = bytes(packet).ljust(60, b"\0")
+    case.sends(padded, bytes(path.at_host(packet)).ljust(60, b"\0"))
+    yield case
+
+    case = Case("ttl-2-is-the-last", config(mode))
+    for family in FAMILIES:
+        Path(mode, family, "tcp").request(case, ip={("ttl" if family is V4 else "hlim"): 2}, flags="S")
+    yield case
+
+    yield from icmp_errors(mode)
+
+
+def first_fields(protocol):
+    return {"flags": "S"} if protocol == "tcp" else {}
+
+
+def payload_for_checksum(path, want):
+    """A payload of two bytes with which the rewritten packet's checksum is `want`, if there is one."""
+    probe = ether() / path.family.ip(path.client, path.vip)
+    probe = probe / path.l4(sport=40000, dport=path.vip_port, **first_fields(path.protocol)) / Raw(b"\0\0")
+    host = Ether(bytes(path.at_host(probe)))
+    have = (host[TCP] if path.protocol == "tcp" else host[UDP]).chksum
+    # The checksum is the complement of a one's complement sum: the payload has to add what is missing.
+    missing = ((~want & 0xFFFF) - (~have & 0xFFFF)) % 0xFFFF
+    payload = struct.pack("!H", missing)
+    probe[Raw].load = payload
+    host = Ether(bytes(path.at_host(Ether(bytes(probe)))))
+    reached = (host[TCP] if path.protocol == "tcp" else host[UDP]).chksum
+    return payload if reached == want else None
+
+
+def idents_for_header_checksums(path):
+    """IPv4 identifications with which the rewritten header's checksum is at an edge."""
+    wanted, found = {0x0000, 0x0001, 0xFFFE, 0xFF00, 0x00FF}, []
+    base = IP(bytes(path.family.ip(path.client, path.vip, proto=17, len=32)))
+    base.ttl -= 1
+    if path.mode == "nat":
+        base.dst = path.host
+    words = list(struct.unpack("!10H", bytes(base)[:20]))
+    words[2] = words[5] = 0
+    for ident in range(0x10000):
+        total = sum(words) + ident
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        checksum = ~total & 0xFFFF
+        if checksum in wanted:
+            wanted.remove(checksum)
+            found.append(ident)
+    return found
+
+
+def corrupted(mode, family):
+    """A TCP segment broken on its way: the unit must not make its checksum right."""
+    case = Case(f"{family}-corruption-stays", config(mode))
+    path = Path(mode, family, "tcp")
+    good = ether() / family.ip(path.client, path.vip) / TCP(sport=40000, dport=80, flags="S", seq=5) / Raw(b"payload")
+    good = Ether(bytes(good))
+    expected = Ether(bytes(path.at_host(good)))
+    broken = Ether(bytes(good))
+    broken[Raw].load = b"pAyload"
+    broken[TCP].chksum = good[TCP].chksum
+    expected[Raw].load = b"pAyload"
+    expected[TCP].chksum = expected[TCP].chksum
+    case.sends(broken, expected)
+    return case
+
+
+def icmp_errors(mode):
+    """An ICMP error about a connection goes to the host that has it, in that host's words."""
+    case = Case("v4-icmp-error", config(mode))
+    path = Path(mode, V4, "tcp")
+    path.request(case, flags="S", seq=1)
+    path.request(case, flags="A", seq=2, ack=1)
+    host_ip = path.host if mode == "nat" else V4.vip
+    host_tcp = host_port("tcp") if mode == "nat" else 80
+    body = b"x" * 40
+    sent = IP(bytes(V4.ip(host_ip, V4.client, ttl=60) / TCP(sport=host_tcp, dport=40000, flags="A", seq=7) / Raw(body)))
+    seen = IP(bytes(V4.ip(V4.vip, V4.client, ttl=60) / TCP(sport=80, dport=40000, flags="A", seq=7) / Raw(body)))
+    for length in (28, 60):  # the least that RFC 792 asks for, and more than the whole TCP header
+        for kind, code, mtu in ((3, 4, 1400), (3, 1, 0), (11, 0, 0)):
+            error = ICMP(type=kind, code=code, nexthopmtu=mtu) if kind == 3 else ICMP(type=kind, code=code)
+            packet = ether() / V4.ip("198.51.100.1", V4.vip) / error / Raw(bytes(seen)[:length])
+            expected = ether(src=PORT_MAC["net0"], dst=HOST_MAC[1])
+            expected = expected / V4.ip("198.51.100.1", host_ip, ttl=60) / error / Raw(bytes(sent)[:length])
+            case.sends(packet, expected, "errors")
+    yield case
+
+    case = Case("v6-icmp-error", config(mode))
+    path = Path(mode, V6, "tcp")
+    path.request(case, flags="S", seq=1)
+    path.request(case, flags="A", seq=2, ack=1)
+    host_ip = path.host if mode == "nat" else V6.vip
+    sent = IPv6(bytes(V6.ip(host_ip, V6.client, hlim=60) / TCP(sport=host_tcp, dport=40000, flags="A", seq=7) / Raw(body)))
+    seen = IPv6(bytes(V6.ip(V6.vip, V6.client, hlim=60) / TCP(sport=80, dport=40000, flags="A", seq=7) / Raw(body)))
+    for error in (ICMPv6PacketTooBig(mtu=1400), ICMPv6DestUnreach(code=3)):
+        packet = ether() / V6.ip("2001:db8:c::1", V6.vip) / error / Raw(bytes(seen))
+        expected = ether(src=PORT_MAC["net0"], dst=HOST_MAC[1])
+        expected = expected / V6.ip("2001:db8:c::1", host_ip, hlim=60) / error / Raw(bytes(sent))
+        case.sends(packet, expected, "errors")
+    yield case
+
+
+def wrong_cases():
+    """What must not get through, each with the name of its reason."""
+    mode = "nat"
+    for family in FAMILIES:
+        ip = family.ip
+        base = ether() / ip(family.client, family.vip)
+        syn = base / TCP(sport=40000, dport=80, flags="S")
+        datagram = base / UDP(sport=40000, dport=53) / Raw(b"question")
+
+        case = Case(f"{family}-truncated", config(mode))
+        for whole in (syn / Raw(b"data"), datagram):
+            whole = bytes(whole)
+            for length in range(1, len(whole)):
+                case.drop(whole[:length], "truncated")
+        yield case
+
+        case = Case(f"{family}-ttl", config(mode))
+        for hops in (0, 1):
+            fields = {"ttl" if family is V4 else "hlim": hops}
+            case.drop(ether() / ip(family.client, family.vip, **fields) / TCP(sport=1, dport=80, flags="S"), "ttl")
+        yield case
+
+        case = Case(f"{family}-no-service", config(mode))
+        case.drop(base / TCP(sport=40000, dport=81, flags="S"), "no_service")
+        case.drop(base / TCP(sport=40000, dport=53, flags="S"), "no_service")
+        case.drop(base / UDP(sport=40000, dport=80), "no_service")
+        yield case
+
+        case = Case(f"{family}-flags", config(mode))
+        for flags in ("SF", "SR", "SFRPAU", "", "P", "U"):
+            case.drop(base / TCP(sport=40000, dport=80, flags=flags), "bad_flags")
+        yield case
+
+        case = Case(f"{family}-tcp-header", config(mode))
+        case.drop(base / TCP(sport=40000, dport=80, flags="S", dataofs=4), "bad_header")
+        case.drop(base / TCP(sport=40000, dport=80, flags="S", dataofs=15), "truncated")
+        yield case
+
+        case = Case(f"{family}-udp-length", config(mode))
+        for length in (0, 7, 17, 65535):
+            case.drop(base / UDP(sport=40000, dport=53, len=length) / Raw(b"question"), "bad_length")
+        yield case
+
+        case = Case(f"{family}-macs", config(mode))
+        case.drop(ether(dst="02:00:00:00:00:99") / syn.payload, "foreign_mac")
+        case.drop(ether(src=PORT_MAC["net0"]) / syn.payload, "own_mac")
+        yield case
+
+        case = Case(f"{family}-sources", config(mode))
+        bad = ("127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0") if family is V4 else ("::1", "ff02::1", "::")
+        for source in (*bad, family.vip):
+            case.drop(ether() / ip(source, family.vip) / TCP(sport=40000, dport=80, flags="S"), "bad_source")
+        yield case
+
+    case = Case("v4-header", config(mode))
+    syn = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+    case.drop(ether() / V4.ip(V4.client, V4.vip, version=5) / TCP(dport=80, flags="S"), "bad_header")
+    for ihl in range(5):
+        case.drop(ether() / V4.ip(V4.client, V4.vip, ihl=ihl) / TCP(dport=80, flags="S"), "bad_header")
+    for length in (0, 19):
+        case.drop(ether() / V4.ip(V4.client, V4.vip, len=length) / TCP(dport=80, flags="S"), "bad_length")
+    case.drop(ether() / V4.ip(V4.client, V4.vip, len=41) / TCP(dport=80, flags="S"), "truncated")
+    yield case
+
+    case = Case("v4-header-checksum", config(mode))
+    right = Ether(bytes(syn))[IP].chksum
+    for bit in range(16):
+        broken = Ether(bytes(syn))
+        broken[IP].chksum = right ^ (1 << bit)
+        case.drop(broken, "bad_checksum")
+    yield case
+
+    case = Case("fragments", config(mode))
+    for fields in ({"flags": "MF", "frag": 0}, {"flags": "MF", "frag": 4}, {"flags": 0, "frag": 8}):
+        case.drop(ether() / V4.ip(V4.client, V4.vip, proto=17, **fields) / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
+    for offset, more in ((0, 1), (4, 1), (8, 0)):
+        header = IPv6ExtHdrFragment(nh=17, offset=offset, m=more, id=77)
+        case.drop(ether() / V6.ip(V6.client, V6.vip) / header / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
+    yield case
+
+    case = Case("protocol", config(mode))
+    case.drop(ether() / V4.ip(V4.client, V4.vip, proto=47) / Raw(bytes(24)), "protocol")
+    case.drop(ether() / V6.ip(V6.client, V6.vip, nh=47) / Raw(bytes(24)), "protocol")
+    yield case
+
+
+def local_cases():
+    """What the unit answers itself, and what is the kernel's."""
+    mode = "dsr"
+    everyone = "ff:ff:ff:ff:ff:ff"
+    port = PORT_MAC["net0"]
+
+    def asks(address, tags=()):
+        return ether(src=NEAR_MAC, dst=everyone, tags=tags) / ARP(hwsrc=NEAR_MAC, psrc=V4.near, pdst=address)
+
+    case = Case("arp", config(mode))
+    for tags in ((), (7,)):
+        answer = ether(src=port, dst=NEAR_MAC, tags=tags) / ARP(
+            op=2, hwsrc=port, psrc=V4.onlink_vip, hwdst=NEAR_MAC, pdst=V4.near
+        )
+        case.sends(asks(V4.onlink_vip, tags), answer, "arp")
+    case.to_twin(asks(V4.unit))
+    case.to_twin(asks("192.0.2.77"))
+    case.to_twin(asks(V4.vip))  # not on this link: nobody should ask here
+    case.to_twin(ether(src=NEAR_MAC) / ARP(op=2, hwsrc=NEAR_MAC, psrc=V4.near, hwdst=port, pdst=V4.unit))
+    yield case
+
+    def solicits(target):
+        group = bytes.fromhex(f"ff0200000000000000000001ff{low_bits(target)}")
+        mac = "33:33:ff:" + ":".join(f"{b:02x}" for b in group[13:])
+        return (
+            ether(src=NEAR_MAC, dst=mac)
+            / IPv6(src=V6.near, dst=address_text(group), hlim=255)
+            / ICMPv6ND_NS(tgt=target)
+            / ICMPv6NDOptSrcLLAddr(lladdr=NEAR_MAC)
+        )
+
+    case = Case("neighbour-solicitation", config(mode))
+    answer = (
+        ether(src=port, dst=NEAR_MAC)
+        / IPv6(src=V6.onlink_vip, dst=V6.near, hlim=255)
+        / ICMPv6ND_NA(tgt=V6.onlink_vip, R=0, S=1, O=1)
+        / ICMPv6NDOptDstLLAddr(lladdr=port)
+    )
+    case.sends(solicits(V6.onlink_vip), answer, "nd")
+    case.to_twin(solicits(V6.unit))
+    case.to_twin(solicits("2001:db8::77"))
+    yield case
+
+    case = Case("echo", config(mode))
+    for size in (0, 1, 56, 1400):
+        body = Raw(bytes(i % 256 for i in range(size)))
+        for client, mac in ((V4.client, ROUTER_MAC), (V4.near, NEAR_MAC)):
+            packet = ether(src=mac) / V4.ip(client, V4.vip) / ICMP(type=8, id=9, seq=size) / body
+            answer = ether(src=port, dst=mac) / V4.ip(V4.vip, client, ttl=64) / ICMP(type=0, id=9, seq=size) / body
+            case.sends(packet, answer, "v4")
+        for client, mac in ((V6.client, ROUTER_MAC), (V6.near, NEAR_MAC)):
+            data = bytes(body)
+            packet = ether(src=mac) / V6.ip(client, V6.vip) / ICMPv6EchoRequest(id=9, seq=size, data=data)
+            answer = ether(src=port, dst=mac) / V6.ip(V6.vip, client, hlim=64)
+            case.sends(packet, answer / ICMPv6EchoReply(id=9, seq=size, data=data), "v6")
+    yield case
+
+    case = Case("kernel", config(mode))
+    for family in FAMILIES:
+        case.to_twin(ether() / family.ip(family.client, family.unit) / TCP(sport=5, dport=22, flags="S"))
+        case.to_twin(ether() / family.ip(family.client, family.unit) / UDP(sport=5, dport=53) / Raw(b"x"))
+    case.to_twin(ether() / V4.ip(V4.client, V4.unit) / ICMP(type=8))
+    case.to_twin(ether() / V6.ip(V6.client, V6.unit) / ICMPv6EchoRequest())
+    case.to_twin(ether(dst="01:80:c2:00:00:0e") / Raw(b"\x88\xcc" + bytes(46)))  # some link layer protocol
+    case.to_twin(ether(dst="01:00:5e:00:00:05") / V4.ip("192.0.2.254", "224.0.0.5", proto=89, ttl=1) / Raw(bytes(44)))
+    yield case
+
+
+def low_bits(address):
+    return ipaddress.IPv6Address(address).packed[13:].hex()
+
+
+def address_text(packed):
+    return str(ipaddress.IPv6Address(packed))
+
+
+def burst_cases():
+    """Many flows at once over three hosts: for comparison between burst sizes, so nothing is said of what comes out."""
+    for mode in ("dsr", "nat"):
+        case = Case(mode, config(mode, hosts=3))
+        for step in range(5):
+            for port in range(30000, 30100):
+                for family in FAMILIES:
+                    packet = ether() / family.ip(family.client, family.vip, **({"id": port} if family is V4 else {"fl": port}))
+                    flags = "S" if step == 0 else "A"
+                    case.inputs.append(("net0", bytes(packet / TCP(sport=port, dport=80, flags=flags, seq=step))))
+        yield case
+
+
+GROUPS = {
+    "dsr": lambda: mode_cases("dsr"),
+    "nat": lambda: mode_cases("nat"),
+    "wrong": wrong_cases,
+    "local": local_cases,
+    "burst": burst_cases,
+}
+
+
+def main():
+    folder, group = pathlib.Path(sys.argv[1]), sys.argv[2]
+    for case in GROUPS[group]():
+        case.write(folder)
+
+
+if __name__ == "__main__":
+    main()

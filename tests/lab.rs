@@ -1,0 +1,344 @@
+//! The real program between real clients and hosts: each test drives a farm of its own, made by `scripts/lab` in namespaces.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, MutexGuard};
+use serde_json::Value;
+
+/// Under `cargo test` the farms share a process and the machine's few cores; nextest has a test group for that.
+static ONE_FARM: Mutex<()> = Mutex::new(());
+
+#[test]
+fn dsr_serves_ipv4() {
+    serves("dsr4", &["--mode", "dsr"]);
+}
+
+#[test]
+fn dsr_serves_ipv6() {
+    serves("dsr6", &["--mode", "dsr", "--ipv6"]);
+}
+
+#[test]
+fn nat_serves_ipv4() {
+    serves("nat4", &["--mode", "nat"]);
+}
+
+#[test]
+fn nat_serves_ipv6() {
+    serves("nat6", &["--mode", "nat", "--ipv6"]);
+}
+
+/// A whole run of the lab: no failed request, and new connections spread by capacity.
+fn serves(name: &str, options: &[&str]) {
+    let farm = Farm::new(name);
+    let results = farm.results_path();
+    let mut lab = farm.lab(&[]);
+    lab.args(options).args(["--duration", "3s", "--json"]).arg(&results).arg("--bin-dir").arg(bin_dir());
+    expect_success(&lab.output().expect("scripts/lab starts"));
+    let results = read_json(&results);
+    for load in results["loads"].as_array().expect("loads") {
+        assert_eq!(load["failures"], 0, "{load}");
+    }
+    assert_spread(&results);
+}
+
+#[test]
+fn a_dead_host_gets_nothing_new() {
+    let farm = Farm::up("dead", &["--mode", "dsr"]);
+    let load = farm.load_in_background("4s");
+    farm.call(&["host", "kill", "host-2"]);
+    farm.wait_for("host-2 is seen failing", |farm| farm.health("host-2").iter().all(|health| health == "failing"));
+    // Connections that were at host-2 are lost with it; what counts is what comes after the fall.
+    expect_end(load);
+    let before = farm.new_connections();
+    let results = farm.load("3s");
+    assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
+    let given = difference(&farm.new_connections(), &before);
+    assert_eq!(given["host-2"], 0, "{given:?}");
+    assert!(given["host-1"] > 100 && given["host-3"] > 100, "{given:?}");
+
+    farm.call(&["host", "revive", "host-2"]);
+    farm.wait_for("host-2 is healthy", |farm| farm.health("host-2").iter().all(|health| health == "healthy"));
+    let results = farm.load("3s");
+    assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
+    assert!(results["shares"]["host-2"][0].as_u64().expect("connections") > 100, "{}", results["shares"]);
+    farm.down();
+}
+
+#[test]
+fn shards_move_between_cores_under_load() {
+    let farm = Farm::up("shards", &["--mode", "nat"]);
+    let status = farm.weirctl(&["status"]);
+    let cpus: Vec<u64> = numbers(&status["cores"], "cpu", |core| !core["shards"].is_null());
+    let shards: Vec<u64> = numbers(&status["shards"], "id", |_| true);
+    let forwarding = farm.forwarding_cpus();
+    assert!(shards.len() > forwarding.len(), "more shards than cores: {status}");
+    assert!(forwarding.iter().all(|cpu| cpus.contains(cpu)), "{status}");
+
+    let results = farm.results_path();
+    let mut load = farm.run_in_background("6s", &results);
+    let mut moves = 0_usize;
+    while load.try_wait().expect("scripts/lab runs").is_none() {
+        let shard = shards[moves % shards.len()];
+        let cpu = forwarding[(moves / shards.len() + moves) % forwarding.len()];
+        farm.weirctl(&["shards", "move", &shard.to_string(), &cpu.to_string()]);
+        moves += 1;
+        thread::sleep(Duration::from_millis(50));
+    }
+    expect_end(load);
+    assert!(moves > 20, "{moves} moves");
+    let results = read_json(&results);
+    for load in results["loads"].as_array().expect("loads") {
+        assert_eq!(load["failures"], 0, "{load}");
+    }
+    farm.down();
+}
+
+#[test]
+fn a_drained_host_keeps_what_it_has_and_gets_nothing_new() {
+    let farm = Farm::up("drain", &["--mode", "dsr"]);
+    // Keep-alive connections live through the drain: a run fails with its first failed request.
+    let results = farm.results_path();
+    let mut load = farm.run_in_background("4s", &results);
+    farm.weirctl(&["hosts", "drain", "host-1"]);
+    let mut last = farm.new_connections();
+    let mut quiet = 0;
+    while load.try_wait().expect("scripts/lab runs").is_none() {
+        thread::sleep(Duration::from_millis(200));
+        let now = farm.new_connections();
+        quiet = if difference(&now, &last)["host-1"] == 0 { quiet + 1 } else { 0 };
+        last = now;
+    }
+    expect_end(load);
+    assert!(quiet > 10, "host-1 still got new connections after it was drained");
+
+    let before = farm.new_connections();
+    let results = farm.load("2s");
+    assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
+    let given = difference(&farm.new_connections(), &before);
+    assert_eq!(given["host-1"], 0, "{given:?}");
+    assert!(given["host-2"] > 100 && given["host-3"] > 100, "{given:?}");
+
+    farm.weirctl(&["hosts", "resume", "host-1"]);
+    let results = farm.load("3s");
+    assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
+    assert!(results["shares"]["host-1"][0].as_u64().expect("connections") > 100, "{}", results["shares"]);
+    farm.down();
+}
+
+#[test]
+fn a_killed_lab_leaves_nothing_after_down() {
+    let farm = Farm::new("killed");
+    let mut lab = farm.lab(&[]);
+    lab.args(["--duration", "60s", "--bin-dir"]).arg(bin_dir());
+    let mut lab = lab.spawn().expect("scripts/lab starts");
+    farm.wait_for("the load runs", |farm| {
+        let processes = farm.folder().join("processes");
+        processes
+            .read_dir()
+            .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("wrk-")))
+    });
+    lab.kill().expect("scripts/lab can be killed");
+    lab.wait().expect("scripts/lab ends");
+    assert!(farm.namespaces().len() == 6, "the crash leaves the farm behind: {:?}", farm.namespaces());
+    expect_success(&farm.lab(&["down"]).output().expect("scripts/lab starts"));
+    assert!(farm.namespaces().is_empty(), "{:?}", farm.namespaces());
+    assert!(!farm.folder().exists());
+    assert!(!Path::new("/proc").read_dir().expect("/proc").flatten().any(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&format!("/run/weir-lab/{}/", farm.name))
+    }));
+}
+
+/// A farm of one test; goes with its value.
+struct Farm {
+    name: String,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Farm {
+    /// A name for a farm, and its turn.
+    fn new(name: &str) -> Self {
+        let root = Command::new("id").arg("-u").output().expect("id").stdout.starts_with(b"0");
+        assert!(
+            root,
+            "the lab makes network namespaces: run these tests as root, or leave them out (-E 'not binary(lab)')"
+        );
+        let farm = Self { name: format!("test-{name}-{}", std::process::id()), _alone: ONE_FARM.lock() };
+        assert!(!farm.folder().exists());
+        farm
+    }
+
+    /// A farm that serves.
+    fn up(name: &str, options: &[&str]) -> Self {
+        let farm = Self::new(name);
+        let mut lab = farm.lab(&["up"]);
+        expect_success(&lab.args(options).arg("--bin-dir").arg(bin_dir()).output().expect("scripts/lab starts"));
+        farm
+    }
+
+    fn lab(&self, words: &[&str]) -> Command {
+        let mut lab = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lab"));
+        lab.args(words).args(["--name", &self.name]).stdin(Stdio::null());
+        lab
+    }
+
+    fn folder(&self) -> PathBuf {
+        Path::new("/run/weir-lab").join(&self.name)
+    }
+
+    fn results_path(&self) -> PathBuf {
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", self.name))
+    }
+
+    fn call(&self, words: &[&str]) {
+        expect_success(&self.lab(words).output().expect("scripts/lab starts"));
+    }
+
+    /// Both loads and all checks.
+    fn run_in_background(&self, duration: &str, results: &Path) -> Child {
+        let mut lab = self.lab(&["run", "--duration", duration, "--json"]);
+        lab.arg(results).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("scripts/lab starts")
+    }
+
+    /// Only the load; its result may be anything.
+    fn load_in_background(&self, duration: &str) -> Child {
+        let mut lab = self.lab(&["run", "--load-only", "--duration", duration]);
+        lab.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("scripts/lab starts")
+    }
+
+    /// A connection per request for a while.
+    fn load(&self, duration: &str) -> Value {
+        let results = self.results_path();
+        let mut lab = self.lab(&["run", "--load-only", "--duration", duration, "--json"]);
+        expect_success(&lab.arg(&results).output().expect("scripts/lab starts"));
+        read_json(&results)
+    }
+
+    fn weirctl(&self, words: &[&str]) -> Value {
+        let mut weirctl = Command::new(bin_dir().join("weirctl"));
+        weirctl.arg("--socket").arg(self.folder().join("weir.sock")).arg("--json").args(words);
+        let done = weirctl.stdin(Stdio::null()).output().expect("weirctl starts");
+        expect_success(&done);
+        serde_json::from_slice(&done.stdout).expect("weirctl --json writes JSON")
+    }
+
+    /// The health of a host's endpoints.
+    fn health(&self, host: &str) -> Vec<String> {
+        self.endpoints()
+            .filter(|e| e["host_name"] == host)
+            .map(|e| e["health"].as_str().expect("health").to_owned())
+            .collect()
+    }
+
+    /// By host: connections given to it so far.
+    fn new_connections(&self) -> BTreeMap<String, u64> {
+        let mut given = BTreeMap::new();
+        for endpoint in self.endpoints() {
+            let host = endpoint["host_name"].as_str().expect("host_name").to_owned();
+            *given.entry(host).or_default() += endpoint["new_connections"].as_u64().expect("new_connections");
+        }
+        given
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = Value> + use<> {
+        let Value::Array(services) = self.weirctl(&["services"]) else { panic!("weirctl services answers an array") };
+        services.into_iter().flat_map(|service| service["endpoints"].as_array().cloned().expect("endpoints"))
+    }
+
+    /// The CPUs that the lab gave to forwarding cores.
+    fn forwarding_cpus(&self) -> Vec<u64> {
+        let config = std::fs::read_to_string(self.folder().join("weir.yaml")).expect("weir.yaml");
+        let line = config.lines().find_map(|line| line.trim().strip_prefix("cpus: ")).expect("cpus");
+        serde_json::from_str(line).expect("a list of numbers")
+    }
+
+    fn namespaces(&self) -> Vec<String> {
+        let list = Command::new("ip").args(["netns", "list"]).output().expect("ip").stdout;
+        let prefix = format!("weir-lab-{}-", self.name);
+        let list = String::from_utf8_lossy(&list).into_owned();
+        list.lines().filter(|line| line.starts_with(&prefix)).map(str::to_owned).collect()
+    }
+
+    fn wait_for(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = SystemTime::now() + Duration::from_secs(30);
+        while !done(self) {
+            assert!(SystemTime::now() < end, "not within 30 s: {what}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Removes the farm; fails if the unit did not leave cleanly, as with a packet buffer leaked.
+    fn down(&self) {
+        self.call(&["down"]);
+        assert!(self.namespaces().is_empty());
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        if self.folder().exists() {
+            // A test that fails shows what the unit had to say.
+            let log = std::fs::read_to_string(self.folder().join("weir.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of the unit's log:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            let _ = self.lab(&["down"]).output();
+        }
+        let _ = std::fs::remove_file(self.results_path());
+    }
+}
+
+/// The folder with `weir` and `weirctl`, of one build. Cargo has built `weir` for this test, not the other package's program.
+fn bin_dir() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").to_owned();
+    let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
+    cargo.args(["build", "--quiet", "-p", "weirctl", "--target-dir"]).arg(folder.parent().expect("the target folder"));
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).output().expect("cargo starts");
+    expect_success(&built);
+    folder
+}
+
+/// New connections within 5 % of what the capacities say.
+fn assert_spread(results: &Value) {
+    let shares = results["shares"].as_object().expect("shares");
+    let connections: u64 = shares.values().map(|share| share[0].as_u64().expect("connections")).sum();
+    assert!(connections >= 2000, "only {connections} connections");
+    for (host, share) in shares {
+        let (got, due) = (share[1].as_f64().expect("share"), share[2].as_f64().expect("capacity"));
+        assert!((got - due).abs() <= 0.05 * due, "{host}: {got:.2} % of the connections, {due:.2} % of the capacity");
+    }
+}
+
+fn difference(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    now.iter().map(|(host, count)| (host.clone(), count - before.get(host).copied().unwrap_or(0))).collect()
+}
+
+fn numbers(list: &Value, key: &str, wanted: impl Fn(&Value) -> bool) -> Vec<u64> {
+    let list = list.as_array().into_iter().flatten();
+    list.filter(|item| wanted(item)).filter_map(|item| item[key].as_u64()).collect()
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("results")).expect("JSON")
+}
+
+fn expect_end(child: Child) {
+    let done = child.wait_with_output().expect("scripts/lab ends");
+    assert!(done.stdout.is_empty() || done.status.success(), "{}", describe(&done));
+}
+
+fn expect_success(done: &Output) {
+    assert!(done.status.success(), "{}", describe(done));
+}
+
+fn describe(done: &Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    format!("{}\n{out}\n{err}", done.status)
+}
