@@ -2,7 +2,7 @@
 //!
 //! A [`Target`] is an endpoint and what to ask it. Targets that ask the same address the same thing share one probe, however many
 //! services and endpoints follow it: a host of hundreds of services is asked once. Each follower counts its own rise and fall
-//! ([`ProbeState`](weir_health_load::ProbeState)); a change comes as a [`HealthChange`] through a channel. The endpoint's own
+//! ([`ProbeState`]); a change comes as a [`HealthChange`] through a channel. The endpoint's own
 //! address is asked, never the VIP: hosts in dsr mode carry the VIP on their loopback, and from a unit it leads elsewhere.
 //! What fails on this side (no file descriptors, a source address that is not ours) says nothing about an endpoint and counts neither
 //! way.
