@@ -32,6 +32,12 @@ fn the_unit_answers_for_its_vips_and_leaves_the_rest_to_the_kernel() {
 }
 
 #[test]
+#[ignore = "the forwarder does not read quoted headers yet: it drops ICMP errors to a VIP as `icmp`"]
+fn icmp_errors_reach_the_host_that_has_the_flow() {
+    check_group("icmp", 4);
+}
+
+#[test]
 fn the_burst_size_changes_no_flow() {
     let cases = cases("burst");
     for case in &cases {

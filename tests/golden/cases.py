@@ -358,8 +358,6 @@ def mode_cases(mode):
         Path(mode, family, "tcp").request(case, ip={("ttl" if family is V4 else "hlim"): 2}, flags="S")
     yield case
 
-    yield from icmp_errors(mode)
-
 
 def first_fields(protocol):
     return {"flags": "S"} if protocol == "tcp" else {}
@@ -416,9 +414,15 @@ def corrupted(mode, family):
     return case
 
 
-def icmp_errors(mode):
+def icmp_cases():
     """An ICMP error about a connection goes to the host that has it, in that host's words."""
-    case = Case("v4-icmp-error", config(mode))
+    for mode in ("dsr", "nat"):
+        yield from icmp_errors(mode)
+
+
+def icmp_errors(mode):
+    """One mode's, both families."""
+    case = Case(f"{mode}-v4", config(mode))
     path = Path(mode, V4, "tcp")
     path.request(case, flags="S", seq=1)
     path.request(case, flags="A", seq=2, ack=1)
@@ -436,7 +440,7 @@ def icmp_errors(mode):
             case.sends(packet, expected, "errors")
     yield case
 
-    case = Case("v6-icmp-error", config(mode))
+    case = Case(f"{mode}-v6", config(mode))
     path = Path(mode, V6, "tcp")
     path.request(case, flags="S", seq=1)
     path.request(case, flags="A", seq=2, ack=1)
@@ -631,6 +635,7 @@ GROUPS = {
     "nat": lambda: mode_cases("nat"),
     "wrong": wrong_cases,
     "local": local_cases,
+    "icmp": icmp_cases,
     "burst": burst_cases,
 }
 
