@@ -185,7 +185,11 @@ fn compare(expected: &Value, replay: &Replay) -> Vec<String> {
         }
     }
     for route in expected["routes"].as_array().into_iter().flatten() {
-        let same = |other: &Value| ["client", "vip", "protocol", "endpoint"].iter().all(|key| other[key] == route[key]);
+        let same = |other: &Value| {
+            ["client", "vip", "protocol"].iter().all(|key| other["flow"][key] == route[key])
+                && other["direction"] == "to-host"
+                && other["endpoint"]["address"] == route["address"]
+        };
         if !report["routes"].as_array().is_some_and(|routes| routes.iter().any(same)) {
             complaints.push(format!("no route {route}"));
         }
