@@ -161,12 +161,11 @@ impl Client {
         stream.set_read_timeout(Some(self.timeout)).map_err(lost)?;
         stream.set_write_timeout(Some(self.timeout)).map_err(lost)?;
         let length = body.len();
-        write!(
-            stream,
+        let request = format!(
             "{method} {target} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\n\r\n{body}"
-        )
-        .map_err(lost)?;
+        );
+        stream.write_all(request.as_bytes()).map_err(lost)?;
         let mut raw = Vec::new();
         stream.take(MAX_RESPONSE_BYTES).read_to_end(&mut raw).map_err(lost)?;
         Ok(raw)

@@ -1,6 +1,7 @@
 //! The mirror against the real kernel: links, neighbours and routes of network namespaces made for each test. Needs root.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Write as _;
 use std::fs::File;
