@@ -79,7 +79,7 @@ pub(crate) struct HostArgs {
 pub(crate) enum RouteAction {
     /// The routes of one connection; exit code 1 if there is none
     Lookup {
-        /// The client's address and port, such as 198.51.100.7:40001 or [2001:db8::7]:40001
+        /// The client's address and port; IPv6 in brackets
         #[arg(value_name = "CLIENT:PORT")]
         client: SocketAddr,
         /// The virtual address and port

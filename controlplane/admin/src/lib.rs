@@ -9,6 +9,6 @@ pub mod api;
 pub mod client;
 pub mod server;
 
-pub use api::{ApiError, UnitApi};
+pub use api::*;
 pub use client::{Client, ClientError, Reply};
 pub use server::{AdminSocket, ServeError, serve};
