@@ -68,7 +68,7 @@ pub fn check(file: &str, text: &str, machine: &Machine) -> Result<Config, Report
             value: value.filter(|value| !value.is_null()).map(reader::show),
             first: mistake.first().and_then(|first| marks.value(&Place::root().key(first))),
             mistake,
-            span: span.filter(|_| !place.is_root()),
+            span,
         }
         .locate(text)
     };

@@ -105,14 +105,16 @@ impl Marks {
         &self.duplicates
     }
 
+    /// The document as a whole is no place to point at.
     fn nearest(&self, place: &Place) -> Option<&Mark> {
         let mut place = place.clone();
-        loop {
+        while !place.is_root() {
             if let Some(mark) = self.places.get(place.as_str()) {
                 return Some(mark);
             }
             place = place.parent()?;
         }
+        None
     }
 }
 

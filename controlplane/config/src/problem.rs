@@ -65,6 +65,12 @@ pub enum Mistake {
         /// What it means.
         what: &'static str,
     },
+    /// A list that has to have elements.
+    #[error("is empty")]
+    Empty {
+        /// What belongs there.
+        what: &'static str,
+    },
     /// Text that cannot be parsed.
     #[error("`{text}` is not {expected}")]
     Unparsable {
@@ -429,7 +435,7 @@ impl Mistake {
                 None => format!("there are {}", valid.join(", ")),
             },
             Mistake::DuplicateKey => "each key once; its values would hide each other".to_owned(),
-            Mistake::Missing { what } => format!("give {what}"),
+            Mistake::Missing { what } | Mistake::Empty { what } => format!("give {what}"),
             Mistake::OutOfRange { range, .. } | Mistake::ZeroDuration { range } => format!("{range} is allowed"),
             Mistake::BadName { .. } => "1 to 63 letters, digits, `-`, `_` and `.`".to_owned(),
             Mistake::BadInterface { .. } => "1 to 15 bytes without spaces, `/`, `:` or control characters".to_owned(),
@@ -439,7 +445,7 @@ impl Mistake {
             Mistake::NetworkAddress { .. } => "an address between the network's first and last".to_owned(),
             Mistake::NotStation { .. } => "a unicast address: the first byte even, not all zero".to_owned(),
             Mistake::BadHttpText { expected, .. } => (*expected).to_owned(),
-            Mistake::Duplicate { what, .. } => format!("a {what} of its own"),
+            Mistake::Duplicate { what, .. } => format!("each {what} once"),
             Mistake::UnknownName { what, name, known } => match nearest(name, known.iter().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if known.is_empty() => format!("no {what} is configured"),
@@ -463,7 +469,7 @@ impl Mistake {
                 "IPv4" => "an IPv6 address".to_owned(),
                 _ => "an IPv4 address".to_owned(),
             },
-            Mistake::OwnAddress { .. } => "an address nobody owns: the kernel would answer for it".to_owned(),
+            Mistake::OwnAddress { .. } => "an address that nobody else has".to_owned(),
             Mistake::AtVip { .. } => "the host's own address".to_owned(),
             Mistake::Overlap { .. } => "another port, protocol or VIP".to_owned(),
             Mistake::ModeNotYet { .. } => format!("there are {}", crate::SUPPORTED_MODES.join(", ")),

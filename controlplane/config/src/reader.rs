@@ -8,6 +8,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde_yaml::Value;
 
+use crate::near::nearest;
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw::Document;
@@ -17,7 +18,7 @@ pub(crate) struct Reading {
     /// `None`: there is no mapping at the root, or there were too many mistakes.
     pub(crate) document: Option<Document>,
     pub(crate) mistakes: Vec<(Place, Mistake)>,
-    /// Places whose value was wrong; unknown keys are not among them.
+    /// Places whose value, or probably whose key, was wrong.
     pub(crate) cut: Vec<Place>,
 }
 
@@ -34,13 +35,17 @@ pub(crate) fn read(mut value: Value) -> Reading {
         path.reverse();
         let place = path.iter().fold(Place::root(), |place, step| step.append(&place));
         let mistake = kind.mistake(look_up(&value, &path));
-        let unknown = matches!(mistake, Mistake::UnknownKey { .. });
+        let meant = match &mistake {
+            Mistake::UnknownKey { key, valid } => nearest(key, valid.iter().copied()).zip(place.parent()),
+            _ => None,
+        };
         if !cut.contains(&place) {
             mistakes.push((place.clone(), mistake));
         }
-        if !unknown {
-            cut.push(place);
-        }
+        cut.push(match meant {
+            Some((key, parent)) => parent.key(key), // nor is this one missing
+            None => place,
+        });
         if mistakes.len() >= MAX_MISTAKES {
             mistakes.push((Place::root(), Mistake::TooMany { limit: MAX_MISTAKES }));
             return Reading { document: None, mistakes, cut };

@@ -126,8 +126,12 @@ impl Problem {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let place = if self.path.is_empty() { &self.file } else { &self.path };
-        let mut group = Group::with_title(level.primary_title(one_line(&format!("{place}: {}", self.mistake))));
+        let title = match (&self.span, self.path.as_str()) {
+            (_, "") => format!("{}: {}", self.file, self.mistake),
+            (None, path) => format!("{}: {path}: {}", self.file, self.mistake),
+            (Some(_), path) => format!("{path}: {}", self.mistake),
+        };
+        let mut group = Group::with_title(level.primary_title(one_line(&title)));
         if let Some(span) = &self.span {
             let mut snippet =
                 Snippet::source(text).path(self.file.as_str()).annotation(AnnotationKind::Primary.span(span.clone()));

@@ -265,7 +265,7 @@ impl Ports {
     #[must_use]
     pub fn common(&self, other: &Ports) -> Option<u16> {
         match (self, other) {
-            (Ports::All, Ports::All) => Some(0),
+            (Ports::All, Ports::All) => Some(1),
             (Ports::All, Ports::Ranges(ranges)) | (Ports::Ranges(ranges), Ports::All) => {
                 ranges.first().map(|range| *range.start())
             }

@@ -2,6 +2,8 @@
 //!
 //! `BLESS=1 cargo test -p weir-config --test bad` writes the expected texts anew; read the difference before committing it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -67,7 +67,7 @@ pub struct Dataplane {
     /// Number of classifiers, 1 to 256, fixed at start. Default: 1.
     #[schemars(range(min = 1, max = 256))]
     pub classifiers: Option<u32>,
-    /// CPUs of the forwarding cores, as numbers and ranges ("2-5"). Default: [0].
+    /// CPUs of the forwarding cores, as numbers and ranges ("2-5"). Default: CPU 0 alone.
     pub cpus: Option<Vec<NumberOrRange>>,
     /// CPUs of the classifying cores; on small machines the same as `cpus`. Default: the last of `cpus`.
     pub classifier_cpus: Option<Vec<NumberOrRange>>,

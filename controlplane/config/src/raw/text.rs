@@ -78,7 +78,7 @@ text!(
 
 /// A number or, as text, a range of them: `80`, `"8000-8099"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a number or a range such as \"8000-8099\"")]
+#[serde(untagged, expecting = "a number or a range such as \"2-5\"")]
 pub enum NumberOrRange {
     /// One number.
     Number(u64),

@@ -142,7 +142,7 @@ fn cpus(check: &mut Check, raw: Option<&[NumberOrRange]>, here: &Place, machine:
         }
     }
     if raw?.is_empty() {
-        check.error(here, Mistake::Missing { what: "at least one CPU" });
+        check.error(here, Mistake::Empty { what: "at least one CPU" });
     }
     (!cpus.is_empty()).then_some(cpus)
 }

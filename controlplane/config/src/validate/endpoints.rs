@@ -21,6 +21,8 @@ pub(super) struct Farm<'a> {
     hosts: &'a Hosts,
     vips: &'a HashMap<IpAddr, String>,
     used: HashSet<usize>,
+    /// An endpoint's host is not there: perhaps one that seems unused was meant.
+    unknown_host: bool,
     /// Rows of the hosts' tables.
     applications: HashMap<(String, u32), Place>,
     /// Sockets by address.
@@ -38,7 +40,15 @@ struct Socket {
 
 impl<'a> Farm<'a> {
     pub(super) fn new(network: &'a Network, hosts: &'a Hosts, vips: &'a HashMap<IpAddr, String>) -> Self {
-        Self { network, hosts, vips, used: HashSet::new(), applications: HashMap::new(), sockets: HashMap::new() }
+        Self {
+            network,
+            hosts,
+            vips,
+            used: HashSet::new(),
+            unknown_host: false,
+            applications: HashMap::new(),
+            sockets: HashMap::new(),
+        }
     }
 
     /// A service's endpoints.
@@ -69,7 +79,9 @@ impl<'a> Farm<'a> {
         for (i, host) in self.hosts.all().iter().enumerate() {
             if let Some(name) = &host.name
                 && complete
+                && !self.unknown_host
                 && !self.used.contains(&i)
+                && self.hosts.named(name).is_some_and(|(index, _)| index == i)
             {
                 check.warning(&host.place.key("name"), Mistake::UnusedHost { host: name.clone() });
             }
@@ -80,6 +92,7 @@ impl<'a> Farm<'a> {
         let at = place.key("host");
         let host_name = check.required(raw.host.as_ref(), &at, "the name of a host").cloned().unwrap_or_default();
         let host = self.hosts.named(&host_name);
+        self.unknown_host |= host.is_none();
         if host.is_none() && raw.host.is_some() && !self.hosts.incomplete {
             let known = self.hosts.names();
             check.error(&at, Mistake::UnknownName { what: "host", name: host_name.clone(), known });

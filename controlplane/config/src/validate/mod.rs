@@ -87,9 +87,9 @@ impl Check {
     }
 
     /// Reports `key` if it was seen before; `true` if it is the first.
-    fn unique<K: Hash + Eq>(&mut self, seen: &mut Seen<K>, key: K, place: &Place, what: &'static str) -> bool
+    fn unique<K>(&mut self, seen: &mut Seen<K>, key: K, place: &Place, what: &'static str) -> bool
     where
-        K: ToString,
+        K: Hash + Eq + ToString,
     {
         if let Some(first) = seen.0.get(&key) {
             let (value, first) = (key.to_string(), first.to_string());

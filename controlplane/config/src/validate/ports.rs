@@ -48,7 +48,7 @@ impl Network {
     pub(super) fn on_link(&self, address: IpAddr, port: Option<usize>) -> Option<bool> {
         let ours = |i: &usize| port.is_none_or(|port| port == *i);
         let mut ports = (0..self.ports.len()).filter(ours);
-        let listed = self.neighbour_addresses.iter().any(|(i, neighbour)| ours(i) && *neighbour == address);
+        let listed = ports.clone().any(|i| self.neighbour_addresses.contains(&(i, address)));
         if listed || ports.clone().any(|i| self.ports[i].addresses.iter().any(|prefix| prefix.contains(&address))) {
             return Some(true);
         }
@@ -83,7 +83,8 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
         return;
     };
     if raw.is_empty() {
-        check.error(here, Mistake::Missing { what: "at least one port" });
+        check.error(here, Mistake::Empty { what: "at least one port" });
+        network.names_incomplete = true;
     }
     let (mut names, mut devices, mut interfaces) = (Seen::default(), Seen::default(), Seen::default());
     for (i, raw) in raw.iter().enumerate() {
@@ -307,7 +308,7 @@ fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Pla
         let at = place.key("addresses");
         let texts = check.required(raw.addresses.as_ref(), &at, "at least one address or prefix");
         if texts.is_some_and(Vec::is_empty) && !check.is_damaged(&at) {
-            check.error(&at, Mistake::Missing { what: "at least one address or prefix" });
+            check.error(&at, Mistake::Empty { what: "at least one address or prefix" });
         }
         let mut addresses = Vec::new();
         for (j, text) in texts.into_iter().flatten().enumerate() {

@@ -78,7 +78,7 @@ fn draft<'d>(check: &mut Check, raw: &'d raw::Service, place: Place, network: &N
 /// The mode with its settings; reports one that is not there yet, and the settings of others.
 fn mode(check: &mut Check, raw: &raw::Service, place: &Place, network: &Network) -> Option<Mode> {
     let at = place.key("mode");
-    let mode = *check.required(raw.mode.as_ref(), &at, "dsr or nat")?;
+    let mode = *check.required(raw.mode.as_ref(), &at, "how packets reach the endpoints, as in mode: dsr")?;
     let word = word(mode);
     if !crate::SUPPORTED_MODES.contains(&word) {
         check.error(&at, Mistake::ModeNotYet { mode: word });

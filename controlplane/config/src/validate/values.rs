@@ -245,7 +245,7 @@ impl Check {
                     ranges.push(range);
                 }
                 if several.is_empty() {
-                    self.error(place, Mistake::Missing { what: "at least one port" });
+                    self.error(place, Mistake::Empty { what: "at least one port" });
                 }
                 if !good {
                     return None;
