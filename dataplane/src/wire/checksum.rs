@@ -35,13 +35,21 @@ impl Sum {
             // Halves cannot overflow before 32 GiB, and leave the compiler free to vectorize.
             sum += (word & 0xffff_ffff) + (word >> 32);
         }
-        if !rest.is_empty() {
-            let mut tail = [0; 8];
-            for (to, from) in tail.iter_mut().zip(rest) {
-                *to = *from;
-            }
-            let word = u64::from_ne_bytes(tail);
-            sum += (word & 0xffff_ffff) + (word >> 32);
+        // The rest by halves: a copy into eight bytes would cost more than the whole of an IP header.
+        let rest = if let Some((word, rest)) = rest.split_first_chunk::<4>() {
+            sum += u64::from(u32::from_ne_bytes(*word));
+            rest
+        } else {
+            rest
+        };
+        let rest = if let Some((word, rest)) = rest.split_first_chunk::<2>() {
+            sum += u64::from(u16::from_ne_bytes(*word));
+            rest
+        } else {
+            rest
+        };
+        if let Some(last) = rest.first() {
+            sum += u64::from(u16::from_ne_bytes([*last, 0]));
         }
         Sum(sum)
     }
@@ -136,7 +144,7 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn of_u16(old: u16, new: u16) -> Delta {
-        if old == new { Delta::NONE } else { Delta(fold(!old as u64 + new as u64)) }
+        if old == new { Delta::NONE } else { Delta(add(!old, new)) }
     }
 
     /// The difference of a 32-bit field at an even place: an IPv4 address, a sequence number.
@@ -164,14 +172,14 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn and(self, other: Delta) -> Delta {
-        Delta(fold(self.0 as u64 + other.0 as u64))
+        Delta(add(self.0, other.0))
     }
 
     /// The checksum field after the change.
     #[inline]
     #[must_use]
     pub const fn apply(self, check: u16) -> u16 {
-        !fold(!check as u64 + self.0 as u64)
+        !add(!check, self.0)
     }
 
     /// As [`Delta::apply`], for UDP: 0 ("not computed") stays, and no other value becomes 0.
@@ -211,6 +219,13 @@ pub const fn update_u32(check: u16, old: u32, new: u32) -> u16 {
 #[must_use]
 pub fn update_addr16(check: u16, old: [u8; 16], new: [u8; 16]) -> u16 {
     Delta::of_addr16(old, new).apply(check)
+}
+
+/// The one's complement sum of two words. Zero only for zeroes.
+#[inline]
+const fn add(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + carry as u16 // after a carry the sum is at most 0xfffe
 }
 
 /// Folds the carries in. Zero only for zero.

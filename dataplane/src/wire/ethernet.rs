@@ -293,6 +293,27 @@ mod tests {
     }
 
     #[test]
+    fn serialized_as_text() {
+        use serde::de::IntoDeserializer;
+        use serde::de::value::{Error, StrDeserializer};
+
+        struct Written(MacAddress);
+        impl fmt::Display for Written {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.serialize(f)
+            }
+        }
+        let read = |text: &'static str| {
+            let deserializer: StrDeserializer<'_, Error> = text.into_deserializer();
+            MacAddress::deserialize(deserializer)
+        };
+        let mac = MacAddress([2, 0, 0, 0, 0, 0xab]);
+        assert_eq!(Written(mac).to_string(), "02:00:00:00:00:ab");
+        assert_eq!(read("02:00:00:00:00:AB"), Ok(mac));
+        assert!(read("02:00").unwrap_err().to_string().contains("\"02:00\" is not a MAC address"));
+    }
+
+    #[test]
     fn kinds_of_addresses() {
         assert!(MacAddress::BROADCAST.is_multicast() && MacAddress::BROADCAST.is_broadcast());
         assert!(!MacAddress::ZERO.is_unicast());
