@@ -1,12 +1,13 @@
 //! The unit's side of the admin API: a Unix socket that only one unit may hold, and the HTTP routes on it.
 
 use std::fs;
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path as PathPart, Query, State};
@@ -67,7 +68,8 @@ impl AdminSocket {
         })
     }
 
-    /// Answers until `shutdown` completes and the requests under way are done, then removes the socket file.
+    /// Answers until `shutdown` completes and the requests under way are done (or [`GRACE`] is over: a client that sent half
+    /// a request must not hold the unit up), then removes the socket file.
     ///
     /// # Errors
     /// When the socket cannot be given to Tokio's reactor (no runtime with I/O, say).
@@ -80,7 +82,20 @@ impl AdminSocket {
         let listener = self.listener.try_clone().map_err(at)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(at)?;
         tracing::info!(path = %self.path.display(), "admin socket is open");
-        axum::serve(listener, router(api)).with_graceful_shutdown(shutdown).await.map_err(at)
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = axum::serve(listener, router(api)).with_graceful_shutdown(async {
+            // An error means that the sender is gone, which ends this too.
+            let _ = stopped.await;
+        });
+        let cut_off = async {
+            shutdown.await;
+            drop(stop);
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            ended = serving.into_future() => ended.map_err(at),
+            () = cut_off => Ok(()),
+        }
     }
 }
 
@@ -305,6 +320,8 @@ impl IntoResponse for Failure {
 
 /// Owner and group may administer; nobody else may connect.
 const SOCKET_MODE: u32 = 0o660;
+/// What requests under way get when the unit stops.
+pub const GRACE: Duration = Duration::from_secs(1);
 /// Connections that may wait.
 const BACKLOG: i32 = 64;
 /// No request of ours is larger than a few hundred bytes.
@@ -316,7 +333,12 @@ const MAX_LIMIT: usize = 100_000;
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+    use crate::api::{
+        Counters, DirectiveChange, HostStatus, RouteCount, RouteList, RouteLookup, ServiceStatus, ShardMove, Status,
+    };
 
     #[test]
     fn a_dead_units_socket_is_taken_over_and_a_live_ones_is_not() {
@@ -355,5 +377,62 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(first);
         assert!(path.exists());
+    }
+
+    /// A unit that says the same to everything.
+    struct Stopping;
+
+    impl UnitApi for Stopping {
+        async fn status(&self) -> Result<Status, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn services(&self) -> Result<Vec<ServiceStatus>, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn hosts(&self) -> Result<Vec<HostStatus>, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn drain(&self, _: &str, _: Option<&str>) -> Result<Vec<DirectiveChange>, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn resume(&self, _: &str, _: Option<&str>) -> Result<Vec<DirectiveChange>, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn routes_lookup(&self, _: Flow) -> Result<RouteLookup, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn routes_list(&self, _: usize, _: Option<&str>) -> Result<RouteList, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn routes_count(&self) -> Result<RouteCount, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn counters(&self) -> Result<Counters, ApiError> {
+            Err(ApiError::Stopping)
+        }
+        async fn move_shard(&self, _: u32, _: u32) -> Result<ShardMove, ApiError> {
+            Err(ApiError::Stopping)
+        }
+    }
+
+    #[tokio::test]
+    async fn it_ends_although_clients_stay_connected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let socket = AdminSocket::bind(&path).unwrap();
+        let served = tokio::spawn(socket.serve(Arc::new(Stopping), async {
+            let _ = stopped.await;
+        }));
+        let mute = UnixStream::connect(&path).unwrap();
+        let mut half = UnixStream::connect(&path).unwrap();
+        half.write_all(b"GET /v1/status HT").unwrap();
+        let client = crate::Client::new(&path);
+        let error = tokio::task::spawn_blocking(move || client.status()).await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the unit is stopping");
+        stop.send(()).unwrap();
+        tokio::time::timeout(GRACE * 5, served).await.unwrap().unwrap().unwrap();
+        assert!(!path.exists());
+        drop((mute, half));
     }
 }
