@@ -27,6 +27,14 @@ void shim_free(struct rte_mbuf *packet)
 	rte_pktmbuf_free(packet);
 }
 
+void shim_ring_drain(struct rte_ring *ring)
+{
+	void *packet;
+
+	while (rte_ring_dequeue(ring, &packet) == 0)
+		rte_pktmbuf_free(packet);
+}
+
 int shim_errno(void)
 {
 	return rte_errno;

@@ -21,6 +21,9 @@ struct rte_mbuf *shim_alloc(struct rte_mempool *pool);
 int shim_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int count);
 void shim_free(struct rte_mbuf *packet);
 
+/* Takes every packet out of `ring` and frees it. Nobody else may dequeue meanwhile. */
+void shim_ring_drain(struct rte_ring *ring);
+
 int shim_errno(void);
 /* The calling thread's lcore id, or UINT32_MAX if EAL does not know the thread. */
 unsigned int shim_lcore_id(void);

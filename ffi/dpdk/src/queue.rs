@@ -1,0 +1,139 @@
+//! Receive and transmit queues: owned values that move with their shard, and bursts that never lose a packet.
+
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use weir_dpdk_sys as sys;
+
+use crate::mbuf::Mbuf;
+use crate::port::Shared;
+
+/// One receive queue of a port. It exists once, so whoever has it is the queue's only reader; it keeps its port open.
+#[derive(Debug)]
+pub struct RxQueue {
+    port: u16,
+    queue: u16,
+    multi_segment: u64,
+    shared: Arc<Shared>,
+}
+
+impl RxQueue {
+    pub(crate) fn new(shared: Arc<Shared>, queue: u16) -> Self {
+        Self { port: shared.id(), queue, multi_segment: 0, shared }
+    }
+
+    /// Appends to `out` what has arrived, at most what fits, and returns how many. Never waits. Some drivers hand out nothing if
+    /// there is room for less than four packets or so.
+    #[inline]
+    pub fn receive<T: From<Mbuf>, const N: usize>(&mut self, out: &mut ArrayVec<T, N>) -> usize {
+        let mut raw = [const { MaybeUninit::<NonNull<sys::rte_mbuf>>::uninit() }; N];
+        let room = u16::try_from(out.remaining_capacity()).unwrap_or(u16::MAX);
+        // SAFETY: the port is started and stays so while `shared` lives; `&mut self` makes this the queue's only reader; `raw` has
+        // room for N >= `room` pointers.
+        let received = unsafe { sys::shim_rx_burst(self.port, self.queue, raw.as_mut_ptr().cast(), room) }.min(room);
+        let before = out.len();
+        let end = out.as_mut_ptr();
+        let mut kept = before;
+        for slot in &raw[..usize::from(received)] {
+            // SAFETY: the driver wrote the first `received` slots, each a live buffer which is ours now.
+            let packet = unsafe { Mbuf::from_raw(slot.assume_init()) };
+            if packet.is_contiguous() {
+                // SAFETY: at most `room` = the remaining capacity are written behind the last element.
+                unsafe { end.add(kept).write(T::from(packet)) };
+                kept += 1;
+            } else {
+                self.multi_segment += 1;
+            }
+        }
+        // SAFETY: the elements up to `kept` were just written. (Had `T::from` panicked they would leak, no more.)
+        unsafe { out.set_len(kept) };
+        kept - before
+    }
+
+    /// Frames that came in several pieces and were dropped: they were larger than the pool's buffers.
+    #[must_use]
+    pub fn multi_segment_drops(&self) -> u64 {
+        self.multi_segment
+    }
+
+    /// The port's index.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The queue's index in its port.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.queue
+    }
+
+    /// The driver's own socket for this queue, where it is known which it is; see [`crate::PacketSockets`].
+    pub(crate) fn sockets(&self) -> &[RawFd] {
+        self.shared.sockets(self.queue)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+/// One transmit queue of a port. It exists once, so whoever has it is the queue's only writer; it keeps its port open.
+#[derive(Debug)]
+pub struct TxQueue {
+    port: u16,
+    queue: u16,
+    _shared: Arc<Shared>,
+}
+
+impl TxQueue {
+    pub(crate) fn new(shared: Arc<Shared>, queue: u16) -> Self {
+        Self { port: shared.id(), queue, _shared: shared }
+    }
+
+    /// Sends a prefix of `burst` and returns how many were accepted. They are gone from the burst; the rest stays in it, in order
+    /// and owned by it, for the caller to try again or to drop. Never waits.
+    ///
+    /// Packets pass through [`Mbuf`] by value and back: what else a `T` carries is lost for the unsent ones.
+    #[inline]
+    pub fn send<T: Into<Mbuf> + From<Mbuf>, const N: usize>(&mut self, burst: &mut ArrayVec<T, N>) -> usize {
+        let offered = burst.len();
+        let count = u16::try_from(offered).unwrap_or(u16::MAX);
+        let elements = burst.as_mut_ptr();
+        // SAFETY: empties the burst without dropping: from here on each element is in exactly one place, and goes from the burst to
+        // `raw`, and from there to the driver or back. If `T`'s conversions panic, some leak; none is freed twice.
+        unsafe { burst.set_len(0) };
+        // Through `Mbuf` by value, not by reference: only so is it certain that each buffer is owned once.
+        let mut raw = [const { MaybeUninit::<Mbuf>::uninit() }; N];
+        for (index, slot) in raw.iter_mut().enumerate().take(offered) {
+            // SAFETY: `index < offered`, an element that was initialised; each is read once.
+            slot.write(unsafe { elements.add(index).read() }.into());
+        }
+        // SAFETY: the port is started while `_shared` lives; `&mut self` makes this the queue's only writer; `raw` begins with
+        // `count` pointers (`Mbuf` is one) to owned buffers of one segment. The driver owns the prefix that it accepts.
+        let accepted = unsafe { sys::shim_tx_burst(self.port, self.queue, raw.as_mut_ptr().cast(), count) };
+        let accepted = usize::from(accepted).min(offered);
+        for (index, slot) in raw[accepted..offered].iter().enumerate() {
+            // SAFETY: not accepted, so initialised and still ours; each is read once, and moves to a place below the old length.
+            unsafe { elements.add(index).write(T::from(slot.assume_init_read())) };
+        }
+        // SAFETY: that many were just written from the start on.
+        unsafe { burst.set_len(offered - accepted) };
+        accepted
+    }
+
+    /// The port's index.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The queue's index in its port.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.queue
+    }
+}
