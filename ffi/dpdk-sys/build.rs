@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// Everything `ffi/dpdk` calls, and nothing else: DPDK's headers declare thousands of names.
 const FUNCTIONS: &[&str] = &[
-    "rte_eal_(init|hotplug_add|process_type|has_hugepages)",
+    "rte_eal_(init|hotplug_add|has_hugepages|get_runtime_dir)",
     "rte_(strerror|version|openlog_stream|log_set_global_level)",
     "rte_(thread_register|thread_unregister|dev_remove|dev_name|dev_bus|bus_name)",
     "rte_mempool_(create_empty|set_ops_byname|populate_default|obj_iter|free|avail_count|in_use_count|lookup)",

@@ -83,7 +83,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Queues`] for none, or for several on a TAP without multi-queue support; not whether the interface exists
+    /// [`DeviceError::Queues`] for none, or for more than the 16 that a TAP can have; not whether the interface exists
     /// ([`Device::check`]).
     pub fn vdevs(&self, index: usize, queues: u16, mtu: u16) -> Result<Vec<Vdev>, DeviceError> {
         if queues == 0 || (queues > 16 && matches!(self, Device::Tap(_))) {

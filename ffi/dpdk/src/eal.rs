@@ -1,7 +1,8 @@
 //! EAL, DPDK's process-wide foundation: started once, never stopped.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
 use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
 
 use parking_lot::Mutex;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -172,6 +173,7 @@ impl Eal {
             let errno = Errno::last();
             return Err(EalError::Start { errno, advice: start_advice(errno, options, &log), log });
         }
+        remove_empty_runtime_directory();
         let eal = Self { _started: () };
         *running = Some(eal);
         drop(running);
@@ -294,6 +296,13 @@ fn reserved_hugepages() -> u64 {
     let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
     let counts = sizes.filter_map(|size| std::fs::read_to_string(size.path().join("nr_hugepages")).ok());
     counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
+}
+
+/// EAL makes a directory for what processes share. Where nothing is shared it stays empty, and would outlive every process.
+fn remove_empty_runtime_directory() {
+    // SAFETY: EAL runs; it returns a NUL-terminated string in its own memory, which is read before the call ends.
+    let directory = unsafe { CStr::from_ptr(sys::rte_eal_get_runtime_dir()) };
+    let _ = std::fs::remove_dir(OsStr::from_bytes(directory.to_bytes()));
 }
 
 fn start_advice(errno: Errno, options: &EalOptions, log: &str) -> &'static str {

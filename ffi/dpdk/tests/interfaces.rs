@@ -208,6 +208,30 @@ fn af_xdp_over_veth() {
 }
 
 #[test]
+fn a_tap_and_the_kernels_end_of_it() {
+    if !own_namespace() {
+        return;
+    }
+    let pool = Mempool::new(test_eal(), "tap", PoolConfig { mbufs: 4095, cache: 0, data_room: 2048 }).unwrap();
+    let config = PortConfig { rx_descriptors: 256, tx_descriptors: 256, ..PortConfig::default() };
+    let mut twin = start("tap:wdtap0", 10, &config, pool).remove(0);
+    ip("link set wdtap0 up");
+    let mut kernel = start("af_packet:wdtap0", 11, &PortConfig::default(), pool).remove(0);
+
+    let mut sockets = PacketSockets::new();
+    assert!(!sockets.add_queue(&twin.rx[0]), "a TAP has to be polled");
+    assert!(sockets.add_queue(&kernel.rx[0]));
+    let mut burst: Burst = (0..4).map(|number| frame(pool, number, 200)).collect();
+    assert_eq!(twin.tx[0].send(&mut burst), 4);
+    let mut burst: Burst = receive(&mut kernel, &mut sockets, 4).into_iter().collect();
+    assert_eq!(kernel.tx[0].send(&mut burst), 4, "and back");
+    let received = receive(&mut twin, &mut PacketSockets::new(), 4);
+    assert_eq!(received.iter().map(|mbuf| mbuf.data()[14]).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    drop((twin, kernel, sockets, received));
+    assert_eq!(pool.in_use(), 0);
+}
+
+#[test]
 fn what_is_wrong_with_an_interface_is_said() {
     if !own_namespace() {
         return;
