@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
-use weir_identity::Moment;
+use weir_identity::{EndpointId, Moment};
 
 use crate::classifier::Classifier;
 use crate::counters::ClassifierCounters;
@@ -25,6 +25,7 @@ pub struct Core<Q: Queue> {
     commands: Receiver<Command<Q>>,
     farm: Cache<Arc<ArcSwap<Farm>>, Arc<Farm>>,
     generation: u64,
+    revision: u64,
 }
 
 /// What can be asked of a core.
@@ -56,7 +57,14 @@ impl<Q: Queue> Core<Q> {
     /// A core without anything to run yet.
     #[must_use]
     pub fn new(commands: Receiver<Command<Q>>, farm: Arc<ArcSwap<Farm>>) -> Self {
-        Self { shards: Vec::new(), classifiers: Vec::new(), commands, farm: Cache::new(farm), generation: 0 }
+        Self {
+            shards: Vec::new(),
+            classifiers: Vec::new(),
+            commands,
+            farm: Cache::new(farm),
+            generation: 0,
+            revision: 0,
+        }
     }
 
     /// One round over everything that it runs.
@@ -75,6 +83,17 @@ impl<Q: Queue> Core<Q> {
             work += classifier.turn(now);
         }
         Turn::Worked(work)
+    }
+
+    /// Changes whenever a shard comes or goes: then other queues are to be waited for.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The receive queues of all its shards, the twins' included.
+    pub fn queues(&self) -> impl Iterator<Item = &Q> {
+        self.shards.iter().flat_map(Shard::queues)
     }
 
     /// The numbers of the shards that it runs.
@@ -99,6 +118,7 @@ impl<Q: Queue> Core<Q> {
     }
 
     fn obey(&mut self, command: Command<Q>, now: Moment) -> Turn {
+        self.revision += u64::from(matches!(command, Command::AddShard(_) | Command::TakeShard(..)));
         match command {
             Command::AddShard(shard) => {
                 self.shards.push(*shard);
@@ -148,18 +168,42 @@ pub struct ClassifierSeat<P> {
 
 /// A classifier's counters where other threads can read them; the classifier writes, everybody reads.
 #[derive(Debug)]
-pub struct PublishedClassifier(Vec<AtomicU64>);
-
-impl Default for PublishedClassifier {
-    fn default() -> Self {
-        Self(std::iter::repeat_with(AtomicU64::default).take(ClassifierCounters::NAMES.len()).collect())
-    }
+pub struct PublishedClassifier {
+    counters: Vec<AtomicU64>,
+    chosen: Vec<AtomicU64>,
+    refused: Vec<AtomicU64>,
 }
 
 impl PublishedClassifier {
+    fn new(endpoints: usize, services: usize) -> Self {
+        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
+        Self { counters: zeros(ClassifierCounters::NAMES.len()), chosen: zeros(endpoints), refused: zeros(services) }
+    }
+
     /// Counters with their names.
     pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        ClassifierCounters::NAMES.iter().copied().zip(self.0.iter().map(|value| value.load(Ordering::Relaxed)))
+        ClassifierCounters::NAMES.iter().copied().zip(self.counters.iter().map(|value| value.load(Ordering::Relaxed)))
+    }
+
+    /// New connections that it has given to an endpoint.
+    #[must_use]
+    pub fn chosen(&self, endpoint: EndpointId) -> u64 {
+        self.chosen.get(endpoint.index()).map_or(0, |value| value.load(Ordering::Relaxed))
+    }
+
+    /// New connections to a service (by its index in the farm) that met no fit endpoint.
+    #[must_use]
+    pub fn refused(&self, service: usize) -> u64 {
+        self.refused.get(service).map_or(0, |value| value.load(Ordering::Relaxed))
+    }
+
+    fn store<H>(&self, classifier: &Classifier<H>) {
+        let (chosen, refused) = classifier.spread();
+        let counters = classifier.counters().values();
+        let stores = [(&self.counters, counters.as_slice()), (&self.chosen, chosen), (&self.refused, refused)];
+        for (to, from) in stores.into_iter().flat_map(|(to, from)| to.iter().zip(from)) {
+            to.store(*from, Ordering::Relaxed);
+        }
     }
 }
 
@@ -167,13 +211,15 @@ impl<P> ClassifierSeat<P> {
     /// Classifier `number` with its end of the rings to each shard, in the shards' order.
     #[must_use]
     pub fn new(number: usize, classifier: Classifier<Held<P>>, shards: Vec<ShardLink<P>>) -> Self {
+        let (chosen, refused) = classifier.spread();
+        let published = Arc::new(PublishedClassifier::new(chosen.len(), refused.len()));
         Self {
             number,
             classifier,
             shards,
             backlog: VecDeque::new(),
             batch: Vec::with_capacity(BURST),
-            published: Arc::default(),
+            published,
             last_published: Moment(0),
         }
     }
@@ -230,9 +276,7 @@ impl<P> ClassifierSeat<P> {
 
     /// Shows the counters as they are now.
     pub fn publish(&mut self) {
-        for (to, from) in self.published.0.iter().zip(self.classifier.counters().values()) {
-            to.store(from, Ordering::Relaxed);
-        }
+        self.published.store(&self.classifier);
     }
 }
 

@@ -94,7 +94,7 @@ fn leave<'p, P: Packet>(
     Ok(frame)
 }
 
-/// One hop less to live; for IPv4 the header checksum follows, RFC 1141.
+/// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
 #[inline]
 fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
     let l3 = usize::from(parsed.l3);
@@ -104,7 +104,8 @@ fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
             header[8] -= 1;
             let check = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
             let check = (check & 0xffff) + (check >> 16);
-            let [_, _, high, low] = check.to_be_bytes();
+            // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
+            let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
             header[10] = high;
             header[11] = low;
         }

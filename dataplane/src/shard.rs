@@ -236,6 +236,17 @@ impl<Q: Queue> Shard<Q> {
         &self.forwarder
     }
 
+    /// Its receive queues, the twins' included.
+    pub fn queues(&self) -> impl Iterator<Item = &Q> {
+        self.ports.iter().flat_map(|port| {
+            let twin = match &port.twin {
+                Twin::Port(twin) => Some(twin),
+                Twin::Itself | Twin::Shard(_) => None,
+            };
+            port.queue.as_ref().ok().into_iter().chain(twin)
+        })
+    }
+
     /// Goes on with a newer farm.
     pub fn set_farm(&mut self, farm: &Arc<Farm>) {
         if !Arc::ptr_eq(&self.farm, farm) {
@@ -411,7 +422,7 @@ impl<Q: Queue> Shard<Q> {
                 let owns = |address| farm.answers_for(port, address);
                 let is_vip = |address| farm.vips.iter().any(|vip| vip.address == address);
                 if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
-                    || self.respond(&mut packet, |frame, out| responder::echo(frame, out, is_vip))
+                    || matches!(responder::echo_in_place(packet.data_mut(), is_vip), Answer::Reply(_))
                 {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);

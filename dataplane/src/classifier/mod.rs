@@ -12,11 +12,11 @@ use std::task::Poll;
 
 use weir_cpu::MapError;
 use weir_health_load::{Allotments, Directive, Request};
-use weir_identity::{EndpointId, Moment, Ticket};
-use weir_sessions::{Binding, SessionKey, SessionKind, SessionLookup};
+use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
+use weir_sessions::{Binding, SessionKey, SessionLookup};
 
 use self::inventory::Inventory;
-use self::pending::{Pending, Stage, Waiting};
+use self::pending::{Pending, Waiting};
 use crate::counters::ClassifierCounters;
 use crate::farm::{Farm, NoEndpoint};
 use crate::flow::{FlowHash, Key, protocol};
@@ -32,6 +32,9 @@ pub struct Classifier<H> {
     sessions: Box<dyn SessionLookup>,
     tickets: u64,
     counters: ClassifierCounters,
+    /// New connections given to each endpoint, and refused for each service for want of one.
+    chosen: Vec<u64>,
+    refused: Vec<u64>,
 }
 
 /// How much a classifier may remember.
@@ -60,6 +63,8 @@ impl<H> Classifier<H> {
         sessions: Box<dyn SessionLookup>,
     ) -> Result<Self, MapError> {
         Ok(Self {
+            chosen: vec![0; farm.endpoints.len()],
+            refused: vec![0; farm.services.len()],
             farm,
             inventory: Inventory::new(settings.sessions_ipv4, settings.sessions_ipv6, &settings.hash)?,
             pending: Pending::new(settings.pending),
@@ -72,7 +77,15 @@ impl<H> Classifier<H> {
 
     /// Goes on with a newer farm.
     pub fn set_farm(&mut self, farm: Arc<Farm>) {
+        self.chosen.resize(farm.endpoints.len(), 0);
+        self.refused.resize(farm.services.len(), 0);
         self.farm = farm;
+    }
+
+    /// New connections given to each endpoint, and those refused for each service because no endpoint was fit.
+    #[must_use]
+    pub fn spread(&self) -> (&[u64], &[u64]) {
+        (&self.chosen, &self.refused)
     }
 
     /// What it has counted.
@@ -117,7 +130,7 @@ impl<H> Classifier<H> {
         } else {
             match self.sessions.query(ticket, &session_key(self.farm.services[service].id, &ask.key), now) {
                 Poll::Ready(binding) => self.after_session(binding, question, service, now, reply),
-                Poll::Pending => self.wait(ticket, question, service, Stage::Session, now, reply),
+                Poll::Pending => self.wait(ticket, question, service, now, reply),
             }
         }
     }
@@ -210,7 +223,7 @@ impl<H> Classifier<H> {
                 let verdict = self.after_allotment(endpoint, &question.ask, service, now);
                 reply(Reply { key: question.ask.key, verdict, held: question.held });
             }
-            Poll::Pending => self.wait(ticket, question, service, Stage::Allotment, now, reply),
+            Poll::Pending => self.wait(ticket, question, service, now, reply),
         }
     }
 
@@ -218,6 +231,7 @@ impl<H> Classifier<H> {
         match endpoint {
             Some(id) => {
                 self.counters.decided += 1;
+                self.chosen.iter_mut().skip(id.index()).take(1).for_each(|count| *count += 1);
                 if self.farm.endpoint(id).is_some_and(|endpoint| endpoint.backup) {
                     self.counters.backup += 1;
                 }
@@ -225,6 +239,7 @@ impl<H> Classifier<H> {
             }
             None => {
                 self.counters.no_endpoint += 1;
+                self.refused[service] += 1;
                 match self.farm.services[service].no_endpoint {
                     NoEndpoint::Drop => Verdict::Drop(Refusal::NoEndpoint),
                     NoEndpoint::Reset => Verdict::Reset(Refusal::NoEndpoint),
@@ -276,7 +291,7 @@ impl<H> Classifier<H> {
             Poll::Ready(endpoint) => self.release(waiting, reply, |classifier, ask, service| {
                 classifier.after_allotment(endpoint, ask, service, now)
             }),
-            Poll::Pending => self.pending.wait_on(ticket, Waiting { stage: Stage::Allotment, ..waiting }, now),
+            Poll::Pending => self.pending.wait_on(ticket, waiting, now),
         }
     }
 
@@ -330,12 +345,11 @@ impl<H> Classifier<H> {
         ticket: Ticket,
         question: Question<H>,
         service: usize,
-        stage: Stage,
         now: Moment,
         reply: &mut impl FnMut(Reply<H>),
     ) {
         self.counters.pending += 1;
-        if let Err(question) = self.pending.wait(ticket, question, service, stage, now) {
+        if let Err(question) = self.pending.wait(ticket, question, service, now) {
             refuse(question, Verdict::Drop(Refusal::PendingFull), reply);
         }
     }
@@ -376,18 +390,9 @@ fn next_state(state: State, ask: &Ask) -> State {
     }
 }
 
-/// A connection's name in the session table: client address and port, VIP and port, protocol.
-fn session_key(service: weir_identity::ServiceId, key: &Key) -> SessionKey {
-    let mut bytes = arrayvec::ArrayVec::<u8, 40>::new();
-    for socket in [key.source(), key.destination()] {
-        match socket.ip() {
-            std::net::IpAddr::V4(address) => bytes.extend(address.octets()),
-            std::net::IpAddr::V6(address) => bytes.extend(address.octets()),
-        }
-        bytes.extend(socket.port().to_be_bytes());
-    }
-    bytes.push(key.protocol());
-    SessionKey::new(SessionKind::Connection, service, &bytes).unwrap_or_else(|_| unreachable!("37 bytes at the most"))
+/// A connection's name in the session table.
+fn session_key(service: ServiceId, key: &Key) -> SessionKey {
+    SessionKey::connection(service, key.protocol(), key.source(), key.destination())
 }
 
 /// The tables' clock: milliseconds, wrapping after 49 days.

@@ -25,19 +25,8 @@ pub(super) struct Waiting<H> {
     pub(super) ask: Ask,
     /// Index of the flow's service.
     pub(super) service: usize,
-    /// What is being waited for.
-    pub(super) stage: Stage,
     /// The packets, the first one at the front.
     pub(super) held: Vec<H>,
-}
-
-/// Whose answer a flow waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The health & load handler's: an endpoint for a new connection.
-    Allotment,
-    /// The session table's: where an unknown connection lives.
-    Session,
 }
 
 impl<H> Pending<H> {
@@ -73,7 +62,6 @@ impl<H> Pending<H> {
         ticket: Ticket,
         question: Question<H>,
         service: usize,
-        stage: Stage,
         now: Moment,
     ) -> Result<(), Question<H>> {
         if self.packets >= self.limit {
@@ -82,7 +70,7 @@ impl<H> Pending<H> {
         self.packets += 1;
         let Question { ask, held } = question;
         self.flows.insert(ask.key, ticket);
-        self.waiting.insert(ticket, Waiting { ask, service, stage, held: vec![held] });
+        self.waiting.insert(ticket, Waiting { ask, service, held: vec![held] });
         self.deadlines.push_back((now.after(PATIENCE), ticket));
         Ok(())
     }

@@ -1,0 +1,56 @@
+//! Each classifier's allotments, renewed from the unit's standings whenever those have changed.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use arc_swap::{ArcSwap, Cache};
+use weir_health_load::{Allotments, LocalAllotments, Request, ServiceStanding};
+use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
+
+/// What is known of all services' endpoints; replaced as a whole.
+#[derive(Debug, Default)]
+pub struct Standings {
+    /// Grows with every change.
+    pub generation: u64,
+    /// One for each service.
+    pub services: Vec<ServiceStanding>,
+}
+
+/// Allotments that follow the unit's [`Standings`].
+pub struct UnitAllotments {
+    local: LocalAllotments,
+    standings: Cache<Arc<ArcSwap<Standings>>, Arc<Standings>>,
+    generation: u64,
+}
+
+impl UnitAllotments {
+    /// The allotments of classifier number `rotation`.
+    #[must_use]
+    pub fn new(rotation: u32, standings: Arc<ArcSwap<Standings>>) -> Self {
+        Self { local: LocalAllotments::new(rotation), standings: Cache::new(standings), generation: u64::MAX }
+    }
+
+    fn refresh(&mut self) {
+        let standings = self.standings.load();
+        if standings.generation != self.generation {
+            self.generation = standings.generation;
+            self.local.update(&standings.services);
+        }
+    }
+}
+
+impl Allotments for UnitAllotments {
+    fn take(&mut self, request: Request, now: Moment) -> Poll<Option<EndpointId>> {
+        self.refresh();
+        self.local.take(request, now)
+    }
+
+    fn poll_answer(&mut self, now: Moment) -> Option<(Ticket, Option<EndpointId>)> {
+        self.local.poll_answer(now)
+    }
+
+    fn guess(&mut self, service: ServiceId, client: u64) -> Option<EndpointId> {
+        self.refresh();
+        self.local.guess(service, client)
+    }
+}

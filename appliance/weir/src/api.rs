@@ -1,0 +1,403 @@
+//! The admin API's answers: what a running unit tells `weirctl`, and what it does for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weir_admin::api::{
+    ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange, HostService, HostStatus,
+    MbufStatus, PortCounters, PortStatus, Protocol, RouteCount, RouteList, RouteLookup, ServiceStatus, ShardMove,
+    ShardStatus, Status, UnitApi,
+};
+use weir_config::Service;
+use weir_dataplane::flow::{FlowHash, Key, place, protocol};
+use weir_health_load::{Directive, Health};
+use weir_identity::{EndpointId, HostId};
+
+use crate::control::{Shared, statistics};
+use crate::core_thread::{AskError, uptime};
+use crate::knowledge::{Knowledge, Known};
+use crate::routes;
+
+/// A unit that answers.
+pub struct Api {
+    shared: Arc<Shared>,
+}
+
+impl Api {
+    /// Answers for the unit that `shared` belongs to.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// New connections by endpoint, summed over the classifiers.
+    fn chosen(&self, endpoint: EndpointId) -> u64 {
+        self.shared.cores.classifiers().iter().map(|classifier| classifier.chosen(endpoint)).sum()
+    }
+
+    fn shard_status(&self) -> Vec<ShardStatus> {
+        let cores = &self.shared.cores;
+        let (capacity_ipv4, capacity_ipv6) = cores.capacities();
+        let shards = cores.shards().iter().enumerate();
+        shards
+            .map(|(id, published)| {
+                let (routes_ipv4, routes_ipv6) = published.routes();
+                let cpu = number(cores.cpu_of(id).unwrap_or(0));
+                ShardStatus { id: number(id), cpu, routes_ipv4, routes_ipv6, capacity_ipv4, capacity_ipv6 }
+            })
+            .collect()
+    }
+
+    fn service_named(&self, name: &str) -> Result<usize, ApiError> {
+        let services = self.shared.config.services.iter();
+        services
+            .clone()
+            .position(|service| service.name == name)
+            .or_else(|| services.clone().position(|service| service.id.to_string() == name))
+            .ok_or_else(|| ApiError::UnknownService(name.to_owned()))
+    }
+
+    fn host_named(&self, name: &str) -> Result<HostId, ApiError> {
+        let hosts = self.shared.config.hosts.iter();
+        hosts
+            .clone()
+            .find(|host| host.name == name)
+            .or_else(|| hosts.clone().find(|host| host.id.to_string() == name))
+            .map(|host| host.id)
+            .ok_or_else(|| ApiError::UnknownHost(name.to_owned()))
+    }
+
+    fn direct(&self, host: &str, service: Option<&str>, to: Directive) -> Result<Vec<DirectiveChange>, ApiError> {
+        let host_id = self.host_named(host)?;
+        let wanted = service.map(|service| self.service_named(service)).transpose()?;
+        let concerns = |knowledge: &Knowledge, id: EndpointId| {
+            let known = &knowledge.endpoints[id.index()];
+            knowledge.settings(known).1.host == host_id && wanted.is_none_or(|service| service == known.service)
+        };
+        let serves = {
+            let knowledge = self.shared.knowledge.lock();
+            knowledge.known().any(|(id, _)| concerns(&knowledge, id))
+        };
+        if !serves {
+            let service = service.unwrap_or("any service").to_owned();
+            return Err(ApiError::NotServed { host: host.to_owned(), service });
+        }
+        let changed = self.shared.direct(to, concerns);
+        let knowledge = self.shared.knowledge.lock();
+        let changes = changed.into_iter().map(|(id, from)| {
+            let (service, endpoint) = knowledge.settings(&knowledge.endpoints[id.index()]);
+            let (host, service) = (endpoint.host_name.clone(), service.name.clone());
+            DirectiveChange { host, service, from: directive(from), to: directive(to) }
+        });
+        Ok(changes.collect())
+    }
+}
+
+impl UnitApi for Api {
+    async fn status(&self) -> Result<Status, ApiError> {
+        let shared = &self.shared;
+        let macs = shared.knowledge.lock().macs.clone();
+        let ports = shared.config.ports.iter().zip(&shared.ports).zip(&macs).map(|((settings, ports), mac)| {
+            let sums = statistics(ports);
+            let of = |name: &str| sums.get(name).copied().unwrap_or(0);
+            PortStatus {
+                name: settings.name.clone(),
+                device: device_name(&settings.device),
+                mac: weir_dataplane::wire::ethernet::MacAddress(*mac).to_string(),
+                link_up: ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+                rx: PortCounters {
+                    packets: of("rx_packets"),
+                    bytes: of("rx_bytes"),
+                    missed: of("rx_missed") + of("rx_no_mbuf"),
+                    errors: of("rx_errors"),
+                },
+                tx: PortCounters {
+                    packets: of("tx_packets"),
+                    bytes: of("tx_bytes"),
+                    missed: 0,
+                    errors: of("tx_errors"),
+                },
+            }
+        });
+        let cores = shared.cores.cores().into_iter().map(|(cpu, shards, classifiers, busy)| CoreStatus {
+            cpu: number(cpu),
+            shards: shards.into_iter().map(number).collect(),
+            classifiers: classifiers.into_iter().map(number).collect(),
+            busy,
+        });
+        Ok(Status {
+            unit: shared.config.unit.id,
+            name: shared.config.unit.name.clone(),
+            incarnation: shared.incarnation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: env!("WEIR_REVISION").to_owned(),
+            dpdk: env!("WEIR_DPDK").to_owned(),
+            uptime_ms: uptime().0,
+            ports: ports.collect(),
+            cores: cores.collect(),
+            shards: self.shard_status(),
+            mbufs: MbufStatus { in_use: shared.pool.in_use().into(), total: shared.pool.size().into() },
+        })
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceStatus>, ApiError> {
+        let knowledge = self.shared.knowledge.lock();
+        let now = uptime();
+        let services = self.shared.config.services.iter().enumerate().map(|(index, service)| ServiceStatus {
+            id: service.id,
+            name: service.name.clone(),
+            vip: service.vip,
+            protocol: protocol_of(service),
+            ports: service.ports.to_string(),
+            mode: mode_of(service).to_owned(),
+            select: match service.select {
+                weir_config::Select::Tokens => "tokens",
+                weir_config::Select::Percentages => "percentages",
+                weir_config::Select::Hash => "hash",
+            }
+            .to_owned(),
+            no_endpoint: match service.no_endpoint {
+                weir_config::NoEndpoint::Drop => "drop",
+                weir_config::NoEndpoint::Reset => "reset",
+            }
+            .to_owned(),
+            refused: self.shared.cores.classifiers().iter().map(|classifier| classifier.refused(index)).sum(),
+            endpoints: knowledge
+                .known()
+                .filter(|(_, known)| known.service == index)
+                .map(|(id, known)| {
+                    let (_, settings) = knowledge.settings(known);
+                    EndpointStatus {
+                        host: settings.host,
+                        host_name: settings.host_name.clone(),
+                        address: settings.address,
+                        port: settings.port,
+                        capacity: settings.capacity,
+                        directive: directive(known.directive),
+                        health: health(known.health),
+                        since_ms: now.0.saturating_sub(known.since.0),
+                        new_connections: self.chosen(id),
+                        backup: settings.backup,
+                    }
+                })
+                .collect(),
+        });
+        Ok(services.collect())
+    }
+
+    async fn hosts(&self) -> Result<Vec<HostStatus>, ApiError> {
+        let knowledge = self.shared.knowledge.lock();
+        let recent = self.shared.recent.lock();
+        let now = uptime();
+        let neighbours = knowledge.farm().neighbours;
+        let of_host = |known: &Known, host| knowledge.settings(known).1.host == host;
+        let hosts = self.shared.config.hosts.iter().map(|host| HostStatus {
+            id: host.id,
+            name: host.name.clone(),
+            address: host.address,
+            mac: neighbours
+                .iter()
+                .rev()
+                .find(|neighbour| neighbour.address == host.address)
+                .map(|neighbour| weir_dataplane::wire::ethernet::MacAddress(neighbour.mac).to_string()),
+            services: knowledge
+                .known()
+                .filter(|(_, known)| of_host(known, host.id))
+                .map(|(id, known)| {
+                    let (service, _) = knowledge.settings(known);
+                    HostService {
+                        service: service.id,
+                        name: service.name.clone(),
+                        directive: directive(known.directive),
+                        health: health(known.health),
+                        since_ms: now.0.saturating_sub(known.since.0),
+                        new_connections: self.chosen(id),
+                    }
+                })
+                .collect(),
+            recent: recent
+                .iter()
+                .filter_map(|change| {
+                    let known = knowledge.endpoints.get(change.endpoint.index())?;
+                    of_host(known, host.id).then(|| HealthChange {
+                        ago_ms: now.0.saturating_sub(change.at.0),
+                        service: knowledge.settings(known).0.name.clone(),
+                        from: health(change.from),
+                        to: health(change.to),
+                        reason: change.reason.clone(),
+                    })
+                })
+                .collect(),
+        });
+        Ok(hosts.collect())
+    }
+
+    async fn drain(&self, host: &str, service: Option<&str>) -> Result<Vec<DirectiveChange>, ApiError> {
+        self.direct(host, service, Directive::Draining)
+    }
+
+    async fn resume(&self, host: &str, service: Option<&str>) -> Result<Vec<DirectiveChange>, ApiError> {
+        self.direct(host, service, Directive::Active)
+    }
+
+    async fn routes_lookup(&self, flow: Flow) -> Result<RouteLookup, ApiError> {
+        let protocol = match flow.protocol {
+            Protocol::Tcp => protocol::TCP,
+            Protocol::Udp => protocol::UDP,
+        };
+        let key = Key::new(flow.client, flow.vip, protocol)
+            .ok_or_else(|| ApiError::BadRequest("client and VIP are of different families".to_owned()))?;
+        let shards = self.shared.cores.shards().len();
+        let hash: FlowHash = self.visit(0, |shard, _| shard.forwarder().hash().clone()).await?;
+        let shard = place(hash.client_is_source(&key), shards);
+        let (farm, config) = (self.shared.farms.load_full(), Arc::clone(&self.shared.config));
+        let routes = self
+            .visit(shard, move |visited, now| {
+                routes::lookup(visited.forwarder(), &farm, &config, shard, &key, millis(now))
+            })
+            .await?;
+        Ok(RouteLookup { shard: number(shard), routes })
+    }
+
+    async fn routes_list(&self, limit: usize, service: Option<&str>) -> Result<RouteList, ApiError> {
+        let service = service.map(|service| self.service_named(service)).transpose()?;
+        let limit = limit.min(MOST_ROUTES);
+        let mut found = Vec::new();
+        for shard in 0..self.shared.cores.shards().len() {
+            let (farm, config) = (self.shared.farms.load_full(), Arc::clone(&self.shared.config));
+            let rest = limit + 1 - found.len();
+            let listed = self.visit(shard, move |visited, now| {
+                let wanted = |flow: &Flow| {
+                    service.is_none_or(|index| {
+                        let service: &Service = &config.services[index];
+                        service.vip == flow.vip.ip()
+                            && service.ports.contains(flow.vip.port())
+                            && protocol_of(service) == flow.protocol
+                    })
+                };
+                let all = routes::list(visited.forwarder(), &farm, &config, shard, millis(now));
+                all.filter(|route| wanted(&route.flow)).take(rest).collect::<Vec<_>>()
+            });
+            found.extend(listed.await?);
+            if found.len() > limit {
+                break;
+            }
+        }
+        let more = found.len() > limit;
+        found.truncate(limit);
+        Ok(RouteList { routes: found, more })
+    }
+
+    async fn routes_count(&self) -> Result<RouteCount, ApiError> {
+        let shards = self.shard_status();
+        Ok(RouteCount { total: shards.iter().map(|shard| shard.routes_ipv4 + shard.routes_ipv6).sum(), shards })
+    }
+
+    async fn counters(&self) -> Result<Counters, ApiError> {
+        let shared = &self.shared;
+        let mut counters = Counters::default();
+        for (id, published) in shared.cores.shards().iter().enumerate() {
+            let shard = counters.shards.entry(number(id)).or_default();
+            for (name, value) in published.counters() {
+                shard.insert(name.to_owned(), value);
+                *counters.totals.entry(name.to_owned()).or_insert(0) += value;
+            }
+            for (reason, value) in published.drops() {
+                *counters.drops.entry(reason.name().to_owned()).or_insert(0) += value;
+            }
+        }
+        for classifier in shared.cores.classifiers() {
+            for (name, value) in classifier.counters() {
+                *counters.totals.entry(format!("classifier_{name}")).or_insert(0) += value;
+            }
+        }
+        for (settings, ports) in shared.config.ports.iter().zip(&shared.ports) {
+            let sums: BTreeMap<String, u64> =
+                statistics(ports).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            counters.ports.insert(settings.name.clone(), sums);
+        }
+        Ok(counters)
+    }
+
+    async fn move_shard(&self, shard: u32, cpu: u32) -> Result<ShardMove, ApiError> {
+        let shared = Arc::clone(&self.shared);
+        let moved = tokio::task::spawn_blocking(move || shared.cores.move_shard(shard as usize, cpu as usize)).await;
+        let from = moved.map_err(|_| ApiError::Stopping)?.map_err(refusal)?;
+        Ok(ShardMove { shard, from_cpu: number(from), to_cpu: cpu })
+    }
+}
+
+impl Api {
+    async fn visit<T: Send + 'static>(
+        &self,
+        shard: usize,
+        look: impl FnOnce(&weir_dataplane::shard::Shard<crate::ports::PortQueue>, weir_identity::Moment) -> T
+        + Send
+        + 'static,
+    ) -> Result<T, ApiError> {
+        let shared = Arc::clone(&self.shared);
+        let visited = tokio::task::spawn_blocking(move || shared.cores.visit(shard, look)).await;
+        visited.map_err(|_| ApiError::Stopping)?.map_err(refusal)
+    }
+}
+
+fn refusal(error: AskError) -> ApiError {
+    match error {
+        AskError::NoShard(shard) => ApiError::UnknownShard(number(shard)),
+        AskError::NoCore(cpu) => ApiError::UnknownCpu(number(cpu)),
+        AskError::Silent(cpu) => ApiError::NoAnswer { part: format!("core {cpu}"), waited_ms: 1000 },
+    }
+}
+
+fn directive(directive: Directive) -> weir_admin::api::Directive {
+    match directive {
+        Directive::Active => weir_admin::api::Directive::Active,
+        Directive::Draining => weir_admin::api::Directive::Draining,
+        Directive::Inactive => weir_admin::api::Directive::Inactive,
+    }
+}
+
+fn health(health: Health) -> weir_admin::api::Health {
+    match health {
+        Health::Healthy => weir_admin::api::Health::Healthy,
+        Health::Failing => weir_admin::api::Health::Failing,
+        Health::Unknown => weir_admin::api::Health::Unknown,
+    }
+}
+
+fn protocol_of(service: &Service) -> Protocol {
+    match service.protocol {
+        weir_config::Protocol::Tcp => Protocol::Tcp,
+        weir_config::Protocol::Udp => Protocol::Udp,
+    }
+}
+
+fn mode_of(service: &Service) -> &'static str {
+    match service.mode {
+        weir_config::Mode::Dsr => "dsr",
+        weir_config::Mode::Nat => "nat",
+        weir_config::Mode::FullNat { .. } => "full-nat",
+        weir_config::Mode::Ipip => "ipip",
+        weir_config::Mode::Gue { .. } => "gue",
+    }
+}
+
+fn device_name(device: &weir_config::Device) -> String {
+    match device {
+        weir_config::Device::AfPacket(interface) => format!("af_packet:{interface}"),
+        weir_config::Device::AfXdp(interface) => format!("af_xdp:{interface}"),
+        weir_config::Device::Pci(name) | weir_config::Device::Vdev(name) => name.clone(),
+    }
+}
+
+fn number(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the tables' clock wraps")]
+fn millis(now: weir_identity::Moment) -> u32 {
+    now.0 as u32
+}
+
+/// A longer list would keep a core from forwarding for too long.
+const MOST_ROUTES: usize = 10_000;

@@ -1,0 +1,297 @@
+//! The control plane of a running unit: what its kernel, probes and operator say becomes a new farm, until it is told to end.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+use weir_admin::ServeError;
+use weir_config::{Config, ProbeKind};
+use weir_dataplane::farm::Farm;
+use weir_dpdk::{Mempool, Port};
+use weir_health_load::{Directive, Health, ProbeStateError};
+use weir_identity::{EndpointId, Incarnation, Moment};
+use weir_netlink::{KernelMirror, MirrorError, Options};
+use weir_probes::{Expect, HealthChange, Kind, Probes, Question, Target, host_header};
+
+use crate::allotments::Standings;
+use crate::api::Api;
+use crate::core_thread::{Cores, uptime};
+use crate::knowledge::Knowledge;
+
+/// All that a running unit consists of.
+pub struct Unit {
+    /// The validated YAML.
+    pub config: Arc<Config>,
+    /// Which of its lives this is.
+    pub incarnation: Incarnation,
+    /// What it knows.
+    pub knowledge: Knowledge,
+    /// Where cores find the farm.
+    pub farms: Arc<ArcSwap<Farm>>,
+    /// Where classifiers find the standings.
+    pub standings: Arc<ArcSwap<Standings>>,
+    /// The core threads.
+    pub cores: Cores,
+    /// The DPDK ports of each of the YAML's.
+    pub ports: Vec<Vec<Port>>,
+    /// The pool of all packet buffers.
+    pub pool: Mempool,
+    /// Set by a core that panicked.
+    pub failed: Arc<AtomicBool>,
+}
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No Tokio runtime.
+    #[error("the control plane cannot start: {0}")]
+    Runtime(std::io::Error),
+    /// The kernel's tables.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] ServeError),
+    /// A probe.
+    #[error(transparent)]
+    Probe(#[from] ProbeStateError),
+}
+
+/// What control plane and admin API share.
+pub struct Shared {
+    /// The unit's fixed parts.
+    pub config: Arc<Config>,
+    /// Which of its lives this is.
+    pub incarnation: Incarnation,
+    /// What it knows now.
+    pub knowledge: Mutex<Knowledge>,
+    /// The latest changes of health, newest first.
+    pub recent: Mutex<VecDeque<Change>>,
+    /// Where cores find the farm.
+    pub farms: Arc<ArcSwap<Farm>>,
+    /// The core threads.
+    pub cores: Cores,
+    /// The DPDK ports of each of the YAML's.
+    pub ports: Vec<Vec<Port>>,
+    /// The pool of all packet buffers.
+    pub pool: Mempool,
+    standings: Arc<ArcSwap<Standings>>,
+}
+
+/// One change of an endpoint's health.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// When.
+    pub at: Moment,
+    /// Whose.
+    pub endpoint: EndpointId,
+    /// Before.
+    pub from: Health,
+    /// After.
+    pub to: Health,
+    /// What was seen.
+    pub reason: String,
+}
+
+impl Shared {
+    /// Makes a new farm and new standings of what is known now.
+    fn publish(&self, knowledge: &mut Knowledge) {
+        let generation = knowledge.next_generation();
+        self.farms.store(Arc::new(Farm::new(knowledge.farm())));
+        self.standings.store(Arc::new(Standings { generation, services: knowledge.standings() }));
+    }
+
+    /// Sets what the operator wants of endpoints; those for which `which` says so. Returns each with what it was before.
+    pub fn direct(
+        &self,
+        to: Directive,
+        which: impl Fn(&Knowledge, EndpointId) -> bool,
+    ) -> Vec<(EndpointId, Directive)> {
+        let mut knowledge = self.knowledge.lock();
+        let chosen: Vec<EndpointId> = knowledge.known().map(|(id, _)| id).filter(|id| which(&knowledge, *id)).collect();
+        let changed = chosen
+            .into_iter()
+            .map(|id| (id, std::mem::replace(&mut knowledge.endpoints[id.index()].directive, to)))
+            .collect();
+        self.publish(&mut knowledge);
+        changed
+    }
+
+    fn health(&self, change: &HealthChange) {
+        let mut knowledge = self.knowledge.lock();
+        let Some(known) = knowledge.endpoints.get_mut(change.endpoint.index()) else {
+            return;
+        };
+        let now = uptime();
+        let from = std::mem::replace(&mut known.health, change.health);
+        known.since = now;
+        let (service, endpoint) = {
+            let known = known.clone();
+            let (service, endpoint) = knowledge.settings(&known);
+            (service.name.clone(), endpoint.host_name.clone())
+        };
+        info!(%service, host = %endpoint, from = ?from, to = ?change.health, reason = %change.reason, "health changed");
+        self.publish(&mut knowledge);
+        let mut recent = self.recent.lock();
+        recent.truncate(RECENT - 1);
+        let reason = change.reason.to_string();
+        recent.push_front(Change { at: now, endpoint: change.endpoint, from, to: change.health, reason });
+    }
+}
+
+/// Runs the control plane until SIGTERM, SIGINT or a failed core, and gives the unit's parts back.
+///
+/// # Errors
+///
+/// [`ControlError`]; the unit's parts are dropped, which ends its cores.
+pub fn run(unit: Unit) -> Result<Arc<Shared>, ControlError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(ControlError::Runtime)?;
+    let Unit { config, incarnation, knowledge, farms, standings, cores, ports, pool, failed } = unit;
+    let shared = Arc::new(Shared {
+        config,
+        incarnation,
+        knowledge: Mutex::new(knowledge),
+        recent: Mutex::new(VecDeque::new()),
+        farms,
+        cores,
+        ports,
+        pool,
+        standings,
+    });
+    runtime.block_on(serve(&shared, &failed))?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(shared)
+}
+
+async fn serve(shared: &Arc<Shared>, failed: &AtomicBool) -> Result<(), ControlError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ControlError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Runtime)?;
+
+    let interfaces: Vec<String> =
+        shared.config.ports.iter().filter_map(crate::knowledge::interface).map(str::to_owned).collect();
+    let mirror = if interfaces.is_empty() { None } else { Some(KernelMirror::start(Options::new(interfaces)).await?) };
+    let mut snapshots = mirror.as_ref().map(KernelMirror::snapshots);
+    if let (Some(mirror), Some(snapshots)) = (&mirror, &mut snapshots) {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        take_snapshot(shared, mirror, snapshot);
+    }
+
+    let (changes, mut health) = mpsc::channel(64);
+    let probes = Probes::spawn(targets(shared), changes)?;
+
+    let socket = weir_admin::AdminSocket::bind(&shared.config.admin.socket)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let api = Arc::new(Api::new(Arc::clone(shared)));
+    let admin = tokio::spawn(socket.serve(api, async {
+        let _ = stopped.await;
+    }));
+    info!(socket = %shared.config.admin.socket.display(), "weirctl may ask");
+
+    let mut check = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => { info!("SIGTERM: the unit ends"); break }
+            _ = interrupt.recv() => { info!("SIGINT: the unit ends"); break }
+            Some(change) = health.recv() => shared.health(&change),
+            _ = check.tick() => if failed.load(Ordering::Acquire) { break },
+            changed = next_snapshot(&mut snapshots) => match (changed, &mirror) {
+                (Some(snapshot), Some(mirror)) => take_snapshot(shared, mirror, snapshot),
+                _ => {
+                    warn!("the kernel's tables are not followed any more; forwarding goes on with what is known");
+                    snapshots = None;
+                }
+            },
+        }
+    }
+    probes.stop().await;
+    let _ = stop.send(());
+    if let Ok(Err(error)) = admin.await {
+        warn!(%error, "the admin socket ended badly");
+    }
+    Ok(())
+}
+
+type Snapshots = tokio::sync::watch::Receiver<Arc<weir_netlink::Snapshot>>;
+
+/// The next snapshot of the kernel's tables; `None` when there will be no more. Without a kernel to follow it never comes.
+async fn next_snapshot(snapshots: &mut Option<Snapshots>) -> Option<Arc<weir_netlink::Snapshot>> {
+    match snapshots {
+        Some(snapshots) => {
+            snapshots.changed().await.ok()?;
+            Some(Arc::clone(&snapshots.borrow_and_update()))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netlink::Snapshot>) {
+    let mut knowledge = shared.knowledge.lock();
+    debug!(generation = snapshot.generation, neighbours = snapshot.neighbours.len(), "the kernel's tables changed");
+    knowledge.kernel = Some(snapshot);
+    for (port, address) in knowledge.wanted_neighbours() {
+        if let Some(interface) = knowledge.interface(usize::from(port)) {
+            mirror.ask(interface, address);
+        }
+    }
+    shared.publish(&mut knowledge);
+}
+
+/// What the YAML wants to be probed.
+fn targets(shared: &Shared) -> Vec<Target> {
+    let knowledge = shared.knowledge.lock();
+    let targets = knowledge.known().filter_map(|(id, known)| {
+        let (service, endpoint) = knowledge.settings(known);
+        let probe = service.probe.as_ref()?;
+        let port = probe.port.or(endpoint.port).or(service.ports.single())?;
+        let kind = match &probe.kind {
+            ProbeKind::Tcp => Kind::Tcp,
+            ProbeKind::Http { path, host } => Kind::Http {
+                path: path.clone(),
+                host: host.clone().unwrap_or_else(|| host_header(service.vip, port)),
+                expect: Expect::Good,
+            },
+        };
+        let address = SocketAddr::new(endpoint.address, port);
+        let question = Question { address, kind, timeout: probe.timeout, source: None, interface: None };
+        Some(Target { endpoint: id, question, interval: probe.interval, rise: probe.rise, fall: probe.fall })
+    });
+    targets.collect()
+}
+
+/// Sums of DPDK's statistics over the ports of one of the YAML's.
+#[must_use]
+pub fn statistics(ports: &[Port]) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for statistics in ports.iter().filter_map(|port| port.statistics().ok()) {
+        let rows = [
+            ("rx_packets", statistics.rx_packets),
+            ("tx_packets", statistics.tx_packets),
+            ("rx_bytes", statistics.rx_bytes),
+            ("tx_bytes", statistics.tx_bytes),
+            ("rx_missed", statistics.rx_missed),
+            ("rx_errors", statistics.rx_errors),
+            ("tx_errors", statistics.tx_errors),
+            ("rx_no_mbuf", statistics.rx_no_mbuf),
+        ];
+        for (name, value) in rows {
+            *sums.entry(name).or_insert(0) += value;
+        }
+    }
+    sums
+}
+
+/// Changes of health that are kept for `weirctl hosts`.
+const RECENT: usize = 64;

@@ -1,0 +1,460 @@
+//! Core threads: pinned threads that run the dataplane's cores turn by turn, and sleep when there is nothing to do.
+//!
+//! A core that goes to sleep says so; a core that has just done something rings the bells of those that sleep, since the work may
+//! be for them. So a ring needs no bell of its own, and a busy unit makes no system call for it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use core_affinity::CoreId;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+use tracing::{error, warn};
+use weir_config::{Config, Idle};
+use weir_dataplane::core::{ClassifierSeat, Command, Core, PublishedClassifier, Turn};
+use weir_dataplane::farm::Farm;
+use weir_dataplane::shard::{Published, Shard};
+use weir_dpdk::{Eal, PacketSockets};
+use weir_identity::Moment;
+
+use crate::ports::{MbufPacket, PortQueue};
+
+/// All core threads of a unit.
+pub struct Cores {
+    handles: Vec<Handle>,
+    /// Which core each shard is on; the lock is held while one moves.
+    places: Mutex<Vec<usize>>,
+    shards: Vec<Arc<Published>>,
+    classifiers: Vec<Arc<PublishedClassifier>>,
+    capacities: (u64, u64),
+}
+
+struct Handle {
+    cpu: usize,
+    classifiers: Vec<usize>,
+    commands: Sender<Command<PortQueue>>,
+    bell: Arc<Bell>,
+    busy: Arc<AtomicU64>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Why a core did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The thread could not be made.
+    #[error("no thread for CPU {cpu}: {source}")]
+    Thread {
+        /// Its CPU.
+        cpu: usize,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No event descriptor for its bell.
+    #[error("no event descriptor for CPU {cpu}: {source}")]
+    Bell {
+        /// Its CPU.
+        cpu: usize,
+        /// Why.
+        source: rustix::io::Errno,
+    },
+}
+
+/// Why something could not be asked of a core.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// No such shard.
+    #[error("there is no shard {0}")]
+    NoShard(usize),
+    /// No core is on this CPU.
+    #[error("no forwarding core runs on CPU {0}")]
+    NoCore(usize),
+    /// It did not answer.
+    #[error("core on CPU {0} did not answer")]
+    Silent(usize),
+}
+
+impl Cores {
+    /// Starts a thread for each configured CPU and deals shards and classifiers to them. A panic in one sets `failed`.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`]; the threads that run already end when the result is dropped.
+    pub fn start(
+        config: &Config,
+        shards: Vec<Shard<PortQueue>>,
+        seats: Vec<ClassifierSeat<MbufPacket>>,
+        farm: &Arc<ArcSwap<Farm>>,
+        failed: &Arc<AtomicBool>,
+    ) -> Result<Self, SpawnError> {
+        let settings = &config.dataplane;
+        let mut cpus = settings.cpus.clone();
+        cpus.extend(settings.classifier_cpus.iter().filter(|cpu| !settings.cpus.contains(cpu)));
+        let mut bells = Vec::new();
+        for &cpu in &cpus {
+            bells.push(Arc::new(Bell::new().map_err(|source| SpawnError::Bell { cpu, source })?));
+        }
+        let mut cores = Self {
+            handles: Vec::new(),
+            places: Mutex::new(Vec::new()),
+            shards: shards.iter().map(|shard| Arc::clone(shard.published())).collect(),
+            classifiers: seats.iter().map(|seat| Arc::clone(seat.published())).collect(),
+            capacities: shards.first().map_or((0, 0), |shard| {
+                let forwarder = shard.forwarder();
+                (forwarder.routes4().capacity() as u64, forwarder.routes6().capacity() as u64)
+            }),
+        };
+        for (&cpu, bell) in cpus.iter().zip(&bells) {
+            let (commands, receiver) = unbounded();
+            let busy = Arc::new(AtomicU64::new(0));
+            let others = bells.iter().filter(|other| !Arc::ptr_eq(other, bell)).map(Arc::clone).collect();
+            let core = CoreThread {
+                cpu,
+                idle: settings.idle,
+                core: Core::new(receiver, Arc::clone(farm)),
+                bell: Arc::clone(bell),
+                others,
+                busy: Arc::clone(&busy),
+            };
+            let failed = Arc::clone(failed);
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{cpu}"))
+                .spawn(move || {
+                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.run())).is_err() {
+                        error!(cpu, "a core panicked");
+                        failed.store(true, Ordering::Release);
+                    }
+                })
+                .map_err(|source| SpawnError::Thread { cpu, source })?;
+            let bell = Arc::clone(bell);
+            let thread = Mutex::new(Some(thread));
+            cores.handles.push(Handle { cpu, classifiers: Vec::new(), commands, bell, busy, thread });
+        }
+        for shard in shards {
+            let core = shard.number() % settings.cpus.len();
+            cores.places.lock().push(core);
+            cores.send(core, Command::AddShard(Box::new(shard)));
+        }
+        for seat in seats {
+            let cpu = settings.classifier_cpus[seat.number() % settings.classifier_cpus.len()];
+            let core = cpus.iter().position(|there| *there == cpu).unwrap_or(0);
+            cores.handles[core].classifiers.push(seat.number());
+            cores.send(core, Command::AddClassifier(Box::new(seat)));
+        }
+        Ok(cores)
+    }
+
+    /// CPU, shards, classifiers and busy share (0 to 1) of each core.
+    pub fn cores(&self) -> Vec<(usize, Vec<usize>, Vec<usize>, f64)> {
+        let places = self.places.lock();
+        let shards_on = |core| places.iter().enumerate().filter(move |(_, at)| **at == core).map(|(shard, _)| shard);
+        self.handles
+            .iter()
+            .enumerate()
+            .map(|(core, handle)| {
+                let busy = handle.busy.load(Ordering::Relaxed);
+                let share = f64::from(u32::try_from(busy).unwrap_or(0)) / 1000.0;
+                (handle.cpu, shards_on(core).collect(), handle.classifiers.clone(), share)
+            })
+            .collect()
+    }
+
+    /// Each shard's published counters.
+    #[must_use]
+    pub fn shards(&self) -> &[Arc<Published>] {
+        &self.shards
+    }
+
+    /// Each classifier's published counters.
+    #[must_use]
+    pub fn classifiers(&self) -> &[Arc<PublishedClassifier>] {
+        &self.classifiers
+    }
+
+    /// IPv4 and IPv6 routes that a shard can hold.
+    #[must_use]
+    pub fn capacities(&self) -> (u64, u64) {
+        self.capacities
+    }
+
+    /// The CPU a shard runs on.
+    #[must_use]
+    pub fn cpu_of(&self, shard: usize) -> Option<usize> {
+        self.places.lock().get(shard).map(|core| self.handles[*core].cpu)
+    }
+
+    /// All counters and drops (as `drop_REASON`), summed over shards and classifiers.
+    #[must_use]
+    pub fn totals(&self) -> BTreeMap<String, u64> {
+        let mut totals = BTreeMap::new();
+        let mut add = |name: String, value| *totals.entry(name).or_insert(0) += value;
+        for shard in &self.shards {
+            shard.counters().for_each(|(name, value)| add(name.to_owned(), value));
+            shard.drops().for_each(|(reason, value)| add(format!("drop_{}", reason.name()), value));
+        }
+        for classifier in &self.classifiers {
+            classifier.counters().for_each(|(name, value)| add(format!("classifier_{name}"), value));
+        }
+        totals
+    }
+
+    /// Has `look` done with a shard on its own core and returns what it found.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    pub fn visit<T: Send + 'static>(
+        &self,
+        shard: usize,
+        look: impl FnOnce(&Shard<PortQueue>, Moment) -> T + Send + 'static,
+    ) -> Result<T, AskError> {
+        let places = self.places.lock();
+        let core = *places.get(shard).ok_or(AskError::NoShard(shard))?;
+        let (answer, found) = bounded(1);
+        let visit = move |shard: &Shard<PortQueue>, now| {
+            let _ = answer.send(look(shard, now));
+        };
+        self.send(core, Command::Visit(shard, Box::new(visit)));
+        found.recv_timeout(PATIENCE).map_err(|_| AskError::Silent(self.handles[core].cpu))
+    }
+
+    /// Moves a shard to the core on `cpu` while it forwards; returns the CPU it was on.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]; the shard stays where it is.
+    pub fn move_shard(&self, shard: usize, cpu: usize) -> Result<usize, AskError> {
+        let mut places = self.places.lock();
+        let from = *places.get(shard).ok_or(AskError::NoShard(shard))?;
+        let to = self.handles.iter().position(|handle| handle.cpu == cpu).ok_or(AskError::NoCore(cpu))?;
+        let from_cpu = self.handles[from].cpu;
+        if from == to {
+            return Ok(from_cpu);
+        }
+        let (given, taken) = bounded(1);
+        self.send(from, Command::TakeShard(shard, given));
+        let moving = receive(&taken).ok_or(AskError::Silent(from_cpu))?;
+        self.send(to, Command::AddShard(moving));
+        places[shard] = to;
+        Ok(from_cpu)
+    }
+
+    /// Ends all threads, shards and classifiers; the CPU of one that had panicked, if any.
+    pub fn stop(&self) -> Option<usize> {
+        for core in 0..self.handles.len() {
+            self.send(core, Command::Stop);
+        }
+        let mut panicked = None;
+        for handle in &self.handles {
+            if let Some(thread) = handle.thread.lock().take()
+                && thread.join().is_err()
+            {
+                panicked = Some(handle.cpu);
+            }
+        }
+        panicked
+    }
+
+    fn send(&self, core: usize, command: Command<PortQueue>) {
+        let handle = &self.handles[core];
+        if handle.commands.send(command).is_err() {
+            warn!(cpu = handle.cpu, "the core has ended");
+        }
+        handle.bell.ring();
+    }
+}
+
+impl Drop for Cores {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn receive<T>(from: &Receiver<T>) -> Option<T> {
+    match from.recv_timeout(PATIENCE) {
+        Ok(value) => Some(value),
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+    }
+}
+
+/// What one thread runs.
+struct CoreThread {
+    cpu: usize,
+    idle: Idle,
+    core: Core<PortQueue>,
+    bell: Arc<Bell>,
+    others: Vec<Arc<Bell>>,
+    busy: Arc<AtomicU64>,
+}
+
+impl CoreThread {
+    /// Turn by turn until a stop is ordered; shards and classifiers end with the thread.
+    fn run(mut self) {
+        if !core_affinity::set_for_current(CoreId { id: self.cpu }) {
+            warn!(cpu = self.cpu, "cannot pin to this CPU; running unpinned");
+        }
+        // Without this the thread's buffers go past the pool's cache.
+        let _registered = Eal::running().map(Eal::register_thread);
+        let mut clock = Clock::start();
+        let mut sockets = Sleep::new(&self.bell);
+        let mut revision = u64::MAX;
+        let (mut turns, mut worked, mut counted) = (0u64, 0u64, Moment(0));
+        let mut idle = 0u32;
+        loop {
+            let now = clock.now();
+            match self.core.turn(now) {
+                Turn::Stopped => return,
+                Turn::Worked(0) => idle = idle.saturating_add(1),
+                Turn::Worked(_) => {
+                    idle = 0;
+                    worked += 1;
+                    self.others.iter().for_each(|bell| bell.ring_if_asleep());
+                }
+            }
+            turns += 1;
+            if now.0 >= counted.0 + 1000 {
+                self.busy.store(worked * 1000 / turns, Ordering::Relaxed);
+                (turns, worked, counted) = (0, 0, now);
+            }
+            if self.core.revision() != revision {
+                revision = self.core.revision();
+                sockets = Sleep::new(&self.bell);
+                self.core.queues().for_each(|queue| sockets.watch(queue));
+            }
+            match self.idle {
+                Idle::Spin => std::hint::spin_loop(),
+                _ if idle < SPINS => std::hint::spin_loop(),
+                Idle::Poll => sockets.poll(&self.bell, idle, &mut self.core, &mut clock),
+                Idle::Adaptive => sockets.nap(idle),
+            }
+        }
+    }
+}
+
+/// How an idle core sleeps.
+struct Sleep {
+    sockets: PacketSockets,
+    /// A queue that nothing can wait for has to be looked at often.
+    must_look: bool,
+}
+
+impl Sleep {
+    fn new(bell: &Bell) -> Self {
+        let mut sockets = PacketSockets::new();
+        sockets.add_descriptor(Arc::clone(&bell.event));
+        Self { sockets, must_look: false }
+    }
+
+    fn watch(&mut self, queue: &PortQueue) {
+        self.must_look |= !queue.wait_on(&mut self.sockets);
+    }
+
+    /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`].
+    fn poll(&mut self, bell: &Bell, idle: u32, core: &mut Core<PortQueue>, clock: &mut Clock) {
+        bell.asleep.store(true, Ordering::SeqCst);
+        // Whoever put something into a ring before it could see that we sleep is heard by this one more turn.
+        let nothing = core.turn(clock.now()) == Turn::Worked(0);
+        if nothing {
+            let timeout = if self.must_look { nap_time(idle) } else { LONGEST_POLL };
+            if let Err(errno) = self.sockets.wait(timeout) {
+                warn!(%errno, "an idle core cannot wait for its ports");
+            }
+        } else {
+            self.sockets.wait(Duration::ZERO).ok();
+        }
+        bell.asleep.store(false, Ordering::SeqCst);
+        bell.clear();
+    }
+
+    /// Sleeps for longer and longer, at most [`LONGEST_NAP`].
+    fn nap(&mut self, idle: u32) {
+        std::thread::sleep(nap_time(idle));
+    }
+}
+
+fn nap_time(idle: u32) -> Duration {
+    SHORTEST_NAP.saturating_mul(1 << ((idle.saturating_sub(SPINS)) / 4).min(8)).min(LONGEST_NAP)
+}
+
+/// How other threads wake a core that sleeps.
+#[derive(Debug)]
+struct Bell {
+    /// Written by the core, read by the others.
+    asleep: AtomicBool,
+    event: Arc<OwnedFd>,
+}
+
+impl Bell {
+    fn new() -> Result<Self, rustix::io::Errno> {
+        let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
+        Ok(Self { asleep: AtomicBool::new(false), event })
+    }
+
+    fn ring(&self) {
+        // It can fail only when it has been rung 2^64 times without being heard.
+        let _ = rustix::io::write(&*self.event, &1u64.to_ne_bytes());
+    }
+
+    #[inline]
+    fn ring_if_asleep(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    fn clear(&self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&*self.event, &mut count);
+    }
+}
+
+/// Milliseconds since the unit's start, read from the time-stamp counter.
+#[derive(Debug)]
+struct Clock {
+    per_milli: u64,
+    now: Moment,
+    next: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let per_milli = (weir_cpu::tsc_hz() / 1000).max(1);
+        let origin = *ORIGIN.get_or_init(weir_cpu::tsc);
+        let elapsed = weir_cpu::tsc().saturating_sub(origin) / per_milli;
+        Self { per_milli, now: Moment(elapsed), next: origin + (elapsed + 1) * per_milli }
+    }
+
+    #[inline]
+    fn now(&mut self) -> Moment {
+        let tsc = weir_cpu::tsc();
+        if tsc >= self.next {
+            let elapsed = (tsc - self.next) / self.per_milli + 1;
+            self.now = Moment(self.now.0 + elapsed);
+            self.next += elapsed * self.per_milli;
+        }
+        self.now
+    }
+}
+
+/// Milliseconds since the unit's first core started.
+#[must_use]
+pub fn uptime() -> Moment {
+    Clock::start().now
+}
+
+/// All cores count from one point, so that a shard's times keep their meaning when it moves.
+static ORIGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+
+/// Turns without work before a core begins to sleep.
+const SPINS: u32 = 200;
+const SHORTEST_NAP: Duration = Duration::from_micros(10);
+const LONGEST_NAP: Duration = Duration::from_micros(200);
+/// Time has to go on for expiry, even without packets.
+const LONGEST_POLL: Duration = Duration::from_millis(10);
+/// How long a core may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,0 +1,306 @@
+//! Ports: DPDK's devices opened as the YAML says, their queues dealt to shards, and the dataplane's traits on DPDK's buffers.
+
+use std::collections::HashMap;
+
+use weir_config::{Config, Device};
+use weir_dataplane::packet::{Burst, Packet, Queue};
+use weir_dataplane::shard::Twin;
+use weir_dpdk::{
+    DeviceError, Eal, EalError, EalOptions, IdlePort, Mbuf, MemoryMode, Mempool, PacketSockets, PoolConfig, PoolError,
+    Port, PortConfig, PortError, RxQueue, TxQueue, Vdev,
+};
+
+use crate::unit::PortEnds;
+
+/// A DPDK buffer as the dataplane sees it.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct MbufPacket(Mbuf);
+
+impl From<Mbuf> for MbufPacket {
+    #[inline(always)]
+    fn from(mbuf: Mbuf) -> Self {
+        Self(mbuf)
+    }
+}
+
+impl From<MbufPacket> for Mbuf {
+    #[inline(always)]
+    fn from(packet: MbufPacket) -> Self {
+        packet.0
+    }
+}
+
+impl Packet for MbufPacket {
+    #[inline(always)]
+    fn data(&self) -> &[u8] {
+        self.0.data()
+    }
+
+    #[inline(always)]
+    fn data_mut(&mut self) -> &mut [u8] {
+        self.0.data_mut()
+    }
+
+    fn prepend(&mut self, bytes: usize) -> Option<&mut [u8]> {
+        self.0.prepend(bytes)?;
+        Some(self.0.data_mut())
+    }
+
+    fn trim_front(&mut self, bytes: usize) -> bool {
+        self.0.trim_front(bytes)
+    }
+
+    fn resize(&mut self, bytes: usize) -> bool {
+        self.0.resize(bytes)
+    }
+
+    #[inline(always)]
+    fn prefetch(&self) {
+        weir_cpu::prefetch_at(self.0.data(), 0);
+    }
+}
+
+/// One queue pair of a port.
+#[derive(Debug)]
+pub struct PortQueue {
+    rx: RxQueue,
+    tx: TxQueue,
+    pool: Mempool,
+}
+
+impl PortQueue {
+    /// A queue pair whose originated packets come from `pool`.
+    #[must_use]
+    pub fn new(rx: RxQueue, tx: TxQueue, pool: Mempool) -> Self {
+        Self { rx, tx, pool }
+    }
+
+    /// Lets an idle core wait for packets here; `false` if the driver offers nothing to wait for.
+    pub fn wait_on(&self, sockets: &mut PacketSockets) -> bool {
+        sockets.add_queue(&self.rx)
+    }
+}
+
+impl Queue for PortQueue {
+    type Packet = MbufPacket;
+
+    #[inline]
+    fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
+        self.rx.receive(burst);
+    }
+
+    #[inline]
+    fn send(&mut self, burst: &mut Burst<MbufPacket>) {
+        self.tx.send(burst);
+    }
+
+    fn allocate(&mut self) -> Option<MbufPacket> {
+        self.pool.alloc().map(MbufPacket)
+    }
+}
+
+/// All ports, started.
+pub struct Opened {
+    /// Handles for address, link and statistics: the DPDK ports of each of the YAML's.
+    pub ports: Vec<Vec<Port>>,
+    /// The pool of all buffers.
+    pub pool: Mempool,
+    /// MAC addresses, in the YAML's order.
+    pub macs: Vec<[u8; 6]>,
+    /// The shards' ends of the ports.
+    pub ends: Ends,
+}
+
+/// Queues that have not been taken yet.
+#[derive(Debug)]
+pub struct Ends {
+    queues: HashMap<(usize, usize), PortQueue>,
+    twins: HashMap<usize, PortQueue>,
+    has_twin: Vec<bool>,
+    owners: Vec<usize>,
+}
+
+impl Ends {
+    /// What `shard` gets of `port`: queue n is shard n's; a shard beyond the queues sends by shard number modulo queues.
+    pub fn take(&mut self, shard: usize, port: usize) -> PortEnds<PortQueue> {
+        let queue = self.queues.remove(&(shard, port)).ok_or(shard % self.owners[port]);
+        let twin = match (self.has_twin[port], shard) {
+            (false, _) => Twin::Itself,
+            (true, 0) => self.twins.remove(&port).map_or(Twin::Itself, Twin::Port),
+            (true, _) => Twin::Shard(0),
+        };
+        (queue, twin)
+    }
+}
+
+/// Why the ports are not open.
+#[derive(Debug, thiserror::Error)]
+pub enum PortsError {
+    /// DPDK did not start.
+    #[error(transparent)]
+    Eal(#[from] EalError),
+    /// No memory for buffers.
+    #[error("{source}; raise dataplane.memory or lower dataplane.mbufs")]
+    Pool {
+        /// Why.
+        #[from]
+        source: PoolError,
+    },
+    /// A device that cannot be.
+    #[error("port {port}: {source}")]
+    Device {
+        /// The YAML's name of the port.
+        port: String,
+        /// Why.
+        source: DeviceError,
+    },
+    /// A device that does not start.
+    #[error("port {port}: {source}")]
+    Port {
+        /// The YAML's name of the port.
+        port: String,
+        /// Why.
+        source: PortError,
+    },
+    /// A device that does not start.
+    #[error("port {port}: {source}")]
+    Vdev {
+        /// The YAML's name of the port.
+        port: String,
+        /// Why.
+        source: EalError,
+    },
+    /// Packet sockets and TAPs are for root.
+    #[error("only root can open network ports: run weir as root, or in a unit file with CAP_NET_RAW and CAP_NET_ADMIN")]
+    NotRoot,
+}
+
+/// Starts DPDK and all ports.
+///
+/// # Errors
+///
+/// [`PortsError`], each with what to do about it.
+pub fn open(config: &Config) -> Result<Opened, PortsError> {
+    let settings = &config.dataplane;
+    if !rustix::process::geteuid().is_root() {
+        return Err(PortsError::NotRoot);
+    }
+    for port in &config.ports {
+        let source = |source| PortsError::Device { port: port.name.clone(), source };
+        device(&port.device).check().map_err(source)?;
+    }
+    let memory = if settings.hugepages {
+        MemoryMode::Huge { in_memory: true }
+    } else {
+        MemoryMode::NoHuge { mib: u32::try_from(settings.memory_mib).unwrap_or(u32::MAX) }
+    };
+    let pci = config.ports.iter().filter_map(|port| match &port.device {
+        Device::Pci(address) => Some(address.clone()),
+        _ => None,
+    });
+    let eal = Eal::init(&EalOptions {
+        program: "weir".to_owned(),
+        file_prefix: format!("weir-{}-{}", config.unit.id, std::process::id()),
+        memory,
+        pci_allow: pci.collect(),
+        log: |text| tracing::warn!(target: "dpdk", "{}", text.trim_end()),
+        ..EalOptions::default()
+    })?;
+    let largest = config.ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
+    let pool = Mempool::new(
+        eal,
+        "weir",
+        PoolConfig { mbufs: settings.mbufs, cache: 256, data_room: largest.saturating_add(26).max(2048) },
+    )?;
+    let mut opened = Opened {
+        ports: Vec::new(),
+        pool,
+        macs: Vec::new(),
+        ends: Ends { queues: HashMap::new(), twins: HashMap::new(), has_twin: Vec::new(), owners: Vec::new() },
+    };
+    for (index, port) in config.ports.iter().enumerate() {
+        opened.open_port(eal, index, port)?;
+    }
+    Ok(opened)
+}
+
+impl Opened {
+    fn open_port(&mut self, eal: Eal, index: usize, settings: &weir_config::Port) -> Result<(), PortsError> {
+        let in_port = |source| PortsError::Port { port: settings.name.clone(), source };
+        let device = device(&settings.device);
+        let vdevs = device
+            .vdevs(index, settings.queues, settings.mtu)
+            .map_err(|source| PortsError::Device { port: settings.name.clone(), source })?;
+        let idle = match &settings.device {
+            Device::Pci(address) => vec![(IdlePort::by_pci(eal, address).map_err(in_port)?, settings.queues)],
+            _ => vdevs
+                .iter()
+                .map(|vdev| Ok((self.add_vdev(eal, vdev, settings)?, vdev.queues)))
+                .collect::<Result<Vec<_>, PortsError>>()?,
+        };
+        let mut started_ports = Vec::new();
+        let mut shard = 0;
+        for (idle, queues) in idle {
+            let config = PortConfig {
+                rx_queues: queues,
+                tx_queues: queues,
+                mtu: settings.mtu,
+                promiscuous: settings.mac.is_some(),
+                ..PortConfig::default()
+            };
+            let started = idle.start(&config, self.pool).map_err(in_port)?;
+            for (rx, tx) in started.rx.into_iter().zip(started.tx) {
+                self.ends.queues.insert((shard, index), PortQueue::new(rx, tx, self.pool));
+                shard += 1;
+            }
+            started_ports.push(started.port);
+        }
+        self.ends.owners.push(shard);
+        let mac = match (settings.mac, started_ports.first()) {
+            (Some(mac), _) => mac,
+            (None, Some(port)) => port.mac().map_err(|errno| {
+                in_port(PortError::Step {
+                    name: settings.name.clone(),
+                    step: "reading the address",
+                    errno,
+                    log: String::new(),
+                })
+            })?,
+            (None, None) => [0x02, 0, 0, 0, 0, 0],
+        };
+        self.macs.push(mac);
+        self.ends.has_twin.push(settings.twin.is_some());
+        if let Some(twin) = &settings.twin {
+            let mut vdevs = weir_dpdk::Device::Tap(twin.clone())
+                .vdevs(index, 1, settings.mtu)
+                .map_err(|source| PortsError::Device { port: settings.name.clone(), source })?;
+            for vdev in &mut vdevs {
+                // The kernel speaks with the port's own address.
+                let [a, b, c, d, e, f] = mac;
+                vdev.args += &format!(",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+                let idle = self.add_vdev(eal, vdev, settings)?;
+                let config = PortConfig { mtu: settings.mtu, ..PortConfig::default() };
+                let started = idle.start(&config, self.pool).map_err(in_port)?;
+                let queue = started.rx.into_iter().zip(started.tx).next();
+                self.ends.twins.extend(queue.map(|(rx, tx)| (index, PortQueue::new(rx, tx, self.pool))));
+            }
+        }
+        self.ports.push(started_ports);
+        Ok(())
+    }
+
+    fn add_vdev(&self, eal: Eal, vdev: &Vdev, settings: &weir_config::Port) -> Result<IdlePort, PortsError> {
+        eal.add_vdev(vdev).map_err(|source| PortsError::Vdev { port: settings.name.clone(), source })?;
+        IdlePort::by_name(eal, &vdev.name).map_err(|source| PortsError::Port { port: settings.name.clone(), source })
+    }
+}
+
+fn device(device: &Device) -> weir_dpdk::Device {
+    match device {
+        Device::AfPacket(interface) => weir_dpdk::Device::AfPacket(interface.clone()),
+        Device::AfXdp(interface) => weir_dpdk::Device::AfXdp(interface.clone()),
+        Device::Pci(address) => weir_dpdk::Device::Pci(address.clone()),
+        Device::Vdev(vdev) => weir_dpdk::Device::Vdev(Vdev::parse(vdev)),
+    }
+}

@@ -1,0 +1,212 @@
+//! Starting and ending a unit: EAL and ports, shards and classifiers on their cores, the control plane beside them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tracing::info;
+use weir_config::Config;
+use weir_cpu::MapError;
+use weir_dataplane::classifier::{self, Classifier};
+use weir_dataplane::core::ClassifierSeat;
+use weir_dataplane::farm::Farm;
+use weir_dataplane::flow::FlowHash;
+use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::packet::Queue;
+use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_identity::Incarnation;
+use weir_sessions::{Limits, LocalSessions};
+
+use crate::allotments::{Standings, UnitAllotments};
+use crate::control::{self, ControlError};
+use crate::core_thread::{Cores, SpawnError};
+use crate::knowledge::Knowledge;
+use crate::ports::{self, PortsError};
+
+/// What shards and classifiers are made from, whatever their queues are.
+pub struct Assembly<'a> {
+    /// The validated YAML.
+    pub config: &'a Config,
+    /// The first farm.
+    pub farm: Arc<Farm>,
+    /// Where classifiers find the standings.
+    pub standings: Arc<ArcSwap<Standings>>,
+    /// Key of the flow hash.
+    pub seed: u64,
+    /// Packets in a burst.
+    pub burst: usize,
+}
+
+/// Why shards or classifiers could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// A table is too large for this machine.
+    #[error("{table}: {source}; lower dataplane.routes in the configuration")]
+    Memory {
+        /// Which table.
+        table: String,
+        /// Why.
+        source: MapError,
+    },
+}
+
+/// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
+pub type PortEnds<Q> = (Result<Q, usize>, Twin<Q>);
+
+impl Assembly<'_> {
+    /// Makes all shards and classifiers with the rings between them; `port(shard, port)` gives each shard its end of each port.
+    ///
+    /// # Errors
+    ///
+    /// [`AssemblyError`] if a table does not fit into the address space.
+    pub fn assemble<Q: Queue>(
+        &self,
+        mut port: impl FnMut(usize, usize) -> PortEnds<Q>,
+    ) -> Result<(Vec<Shard<Q>>, Vec<ClassifierSeat<Q::Packet>>), AssemblyError> {
+        let settings = &self.config.dataplane;
+        let hash = FlowHash::new(self.seed);
+        let (shards, classifiers) = (settings.shards, settings.classifiers);
+        let mut shard_links: Vec<Vec<_>> = (0..classifiers).map(|_| Vec::new()).collect();
+        let mut made = Vec::new();
+        let neighbourhoods = shard::neighbourhoods(shards, HANDOVER_RING);
+        for (number, neighbours) in neighbourhoods.into_iter().enumerate() {
+            let links = shard_links
+                .iter_mut()
+                .map(|links| {
+                    let (ours, theirs) = shard::link(DIVERT_RING, NOTICE_RING);
+                    links.push(theirs);
+                    ours
+                })
+                .collect();
+            let forwarder = Forwarder::new(&forwarder::Settings {
+                shard: number,
+                shards,
+                routes_ipv4: settings.routes_ipv4.div_ceil(shards),
+                routes_ipv6: settings.routes_ipv6.div_ceil(shards),
+                hash: hash.clone(),
+            })
+            .map_err(|source| AssemblyError::Memory { table: format!("route table of shard {number}"), source })?;
+            let ports = (0..self.config.ports.len())
+                .map(|index| {
+                    let (queue, twin) = port(number, index);
+                    ShardPort::new(queue, twin)
+                })
+                .collect();
+            let farm = Arc::clone(&self.farm);
+            made.push(Shard::new(number, farm, forwarder, ports, neighbours, links, self.burst));
+        }
+        let seats = shard_links.into_iter().enumerate().map(|(number, links)| {
+            let settings = classifier::Settings {
+                sessions_ipv4: settings.routes_ipv4.div_ceil(classifiers),
+                sessions_ipv6: settings.routes_ipv6.div_ceil(classifiers),
+                pending: settings.pending,
+                hash: hash.clone(),
+            };
+            let rotation = u32::try_from(number).unwrap_or(u32::MAX);
+            let allotments = Box::new(UnitAllotments::new(rotation, Arc::clone(&self.standings)));
+            let author = weir_sessions::Author { unit: self.config.unit.id, incarnation: Incarnation(0) };
+            let sessions = Box::new(LocalSessions::new(author, SESSION_LIMITS));
+            let classifier =
+                Classifier::new(&settings, Arc::clone(&self.farm), allotments, sessions).map_err(|source| {
+                    AssemblyError::Memory { table: format!("inventory of classifier {number}"), source }
+                })?;
+            Ok(ClassifierSeat::new(number, classifier, links))
+        });
+        let seats = seats.collect::<Result<Vec<_>, AssemblyError>>()?;
+        Ok((made, seats))
+    }
+}
+
+/// Why a unit did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// DPDK or a port.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
+    /// A table.
+    #[error(transparent)]
+    Assembly(#[from] AssemblyError),
+    /// A thread.
+    #[error(transparent)]
+    Cores(#[from] SpawnError),
+    /// The control plane.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A core's thread panicked; the log has the reason.
+    #[error("core {0} ended by a panic; everything else was stopped")]
+    CorePanicked(usize),
+}
+
+/// Runs a unit until it is told to end by SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// [`UnitError`]; whatever had been started is stopped.
+pub fn run(config: Config) -> Result<(), UnitError> {
+    let config = Arc::new(config);
+    let incarnation = incarnation();
+    let opened = ports::open(&config)?;
+    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
+    let generation = knowledge.next_generation();
+    let farm = Arc::new(Farm::new(knowledge.farm()));
+    let standings = Arc::new(ArcSwap::from_pointee(Standings { generation, services: knowledge.standings() }));
+    let assembly = Assembly {
+        config: &config,
+        farm: Arc::clone(&farm),
+        standings: Arc::clone(&standings),
+        seed: config.dataplane.seed.unwrap_or_else(random_seed),
+        burst: usize::from(config.dataplane.burst),
+    };
+    let mut ends = opened.ends;
+    let (shards, seats) = assembly.assemble(|shard, port| ends.take(shard, port))?;
+    let farms = Arc::new(ArcSwap::new(farm));
+    let failed = Arc::new(AtomicBool::new(false));
+    let cores = Cores::start(&config, shards, seats, &farms, &failed)?;
+    info!(
+        unit = %config.unit.name, %incarnation, dpdk = env!("WEIR_DPDK"),
+        shards = config.dataplane.shards, classifiers = config.dataplane.classifiers, "unit runs"
+    );
+    let unit = control::Unit {
+        config: Arc::clone(&config),
+        incarnation,
+        knowledge,
+        farms,
+        standings,
+        cores,
+        ports: opened.ports,
+        pool: opened.pool,
+        failed,
+    };
+    let unit = control::run(unit)?;
+    let panicked = unit.cores.stop();
+    let totals = unit.cores.totals();
+    let lines: Vec<String> =
+        totals.iter().filter(|(_, value)| **value > 0).map(|(name, value)| format!("{name}={value}")).collect();
+    let pool = unit.pool;
+    // The ports close with their last handle, and what they still hold goes back to the pool.
+    drop(unit);
+    let mbufs_in_use = pool.in_use();
+    info!(mbufs_in_use, counters = %lines.join(" "), "unit ended");
+    panicked.map_or(Ok(()), |core| Err(UnitError::CorePanicked(core)))
+}
+
+/// This life's number: milliseconds since 1970.
+fn incarnation() -> Incarnation {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Incarnation(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A seed that nobody can guess, from the keys that the standard library draws from the kernel.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// The sessions of other kinds than connections, which are in the inventory.
+const SESSION_LIMITS: Limits = Limits { capacity: 1 << 20, dead_time: Duration::from_secs(120) };
+/// Packets that may wait for a classifier, from each shard; what comes then is dropped and counted.
+const DIVERT_RING: usize = 1024;
+const NOTICE_RING: usize = 8192;
+/// Packets on their way from one shard to another.
+const HANDOVER_RING: usize = 1024;
