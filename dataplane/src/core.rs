@@ -39,10 +39,13 @@ pub enum Command<Q: Queue> {
     /// Give the classifier with this number away.
     TakeClassifier(usize, Sender<Box<ClassifierSeat<Q::Packet>>>),
     /// Look into the shard with this number; what is done must be short.
-    Visit(usize, Box<dyn FnOnce(&Shard<Q>, Moment) + Send>),
+    Visit(usize, Look<Q>),
     /// End.
     Stop,
 }
+
+/// What is done with a shard on its own core.
+pub type Look<Q> = Box<dyn FnOnce(&Shard<Q>, Moment) + Send>;
 
 /// How a turn went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,6 +291,7 @@ fn answer<P>(shards: &mut [ShardLink<P>], backlog: &mut VecDeque<Reply<Held<P>>>
     }
 }
 
+#[expect(clippy::result_large_err, reason = "the reply holds a packet: boxing it would allocate on the hot path")]
 fn push<P>(shards: &mut [ShardLink<P>], reply: Reply<Held<P>>) -> Result<(), Reply<Held<P>>> {
     let shard = reply.held.shard;
     shards[shard].replies.push(reply).map_err(|rtrb::PushError::Full(reply)| reply)

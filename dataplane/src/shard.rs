@@ -261,8 +261,8 @@ impl<Q: Queue> Shard<Q> {
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
         }
-        work += self.from_neighbours(now);
-        work += self.from_classifiers(now);
+        work += self.take_handovers(now);
+        work += self.take_replies(now);
         for port in 0..self.ports.len() {
             self.flush(port);
         }
@@ -323,7 +323,7 @@ impl<Q: Queue> Shard<Q> {
     }
 
     /// What other shards handed over: at most one burst from each.
-    fn from_neighbours(&mut self, now: Moment) -> usize {
+    fn take_handovers(&mut self, now: Moment) -> usize {
         let mut work = 0;
         for neighbour in 0..self.neighbours.from.len() {
             for _ in 0..BURST {
@@ -340,7 +340,7 @@ impl<Q: Queue> Shard<Q> {
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
-                    Handover::Twin(packet, port) => self.to_twin(packet, port),
+                    Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }
         }
@@ -348,7 +348,7 @@ impl<Q: Queue> Shard<Q> {
     }
 
     /// What classifiers answered or ordered: at most one burst from each.
-    fn from_classifiers(&mut self, now: Moment) -> usize {
+    fn take_replies(&mut self, now: Moment) -> usize {
         let mut work = 0;
         for classifier in 0..self.classifiers.len() {
             for _ in 0..BURST {
@@ -429,10 +429,10 @@ impl<Q: Queue> Shard<Q> {
                 } else if self.farm.vip_of(&parsed.key).is_some() {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
-                    self.to_twin(packet, port);
+                    self.hand_to_twin(packet, port);
                 }
             }
-            Fate::Twin => self.to_twin(packet, port),
+            Fate::Twin => self.hand_to_twin(packet, port),
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
         }
     }
@@ -450,7 +450,7 @@ impl<Q: Queue> Shard<Q> {
         true
     }
 
-    fn to_twin(&mut self, packet: Q::Packet, port: PortId) {
+    fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
         match &mut self.ports[usize::from(port)].twin {
             Twin::Itself => self.forwarder.counters.twin += 1,
             Twin::Port(queue) => {
