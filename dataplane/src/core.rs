@@ -250,13 +250,13 @@ impl<P> ClassifierSeat<P> {
             work += 1;
         }
         for shard in 0..self.shards.len() {
-            // Questions first, then the notices that were there before them: what a question's route went through is known then.
+            // Questions first, then all notices that were there before them: what a question's route went through is known then.
             if self.backlog.is_empty() {
                 let link = &mut self.shards[shard];
                 let room = link.replies.slots().min(BURST);
                 self.batch.extend(std::iter::from_fn(|| link.questions.pop().ok()).take(room));
             }
-            for _ in 0..NOTICES_AT_ONCE {
+            for _ in 0..self.shards[shard].notices.slots() {
                 let Ok(notice) = self.shards[shard].notices.pop() else {
                     break;
                 };
@@ -297,7 +297,6 @@ fn push<P>(shards: &mut [ShardLink<P>], reply: Reply<Held<P>>) -> Result<(), Rep
     shards[shard].replies.push(reply).map_err(|rtrb::PushError::Full(reply)| reply)
 }
 
-const NOTICES_AT_ONCE: usize = 8 * BURST;
 const SWEEP_AT_ONCE: usize = 8;
 /// Milliseconds between publications of counters.
 const PUBLISH_EVERY: u64 = 20;
