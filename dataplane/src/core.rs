@@ -39,10 +39,13 @@ pub enum Command<Q: Queue> {
     /// Give the classifier with this number away.
     TakeClassifier(usize, Sender<Box<ClassifierSeat<Q::Packet>>>),
     /// Look into the shard with this number; what is done must be short.
-    Visit(usize, Box<dyn FnOnce(&Shard<Q>, Moment) + Send>),
+    Visit(usize, Look<Q>),
     /// End.
     Stop,
 }
+
+/// What is done with a shard on its own core.
+pub type Look<Q> = Box<dyn FnOnce(&Shard<Q>, Moment) + Send>;
 
 /// How a turn went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,13 +250,13 @@ impl<P> ClassifierSeat<P> {
             work += 1;
         }
         for shard in 0..self.shards.len() {
-            // Questions first, then the notices that were there before them: what a question's route went through is known then.
+            // Questions first, then all notices that were there before them: what a question's route went through is known then.
             if self.backlog.is_empty() {
                 let link = &mut self.shards[shard];
                 let room = link.replies.slots().min(BURST);
                 self.batch.extend(std::iter::from_fn(|| link.questions.pop().ok()).take(room));
             }
-            for _ in 0..NOTICES_AT_ONCE {
+            for _ in 0..self.shards[shard].notices.slots() {
                 let Ok(notice) = self.shards[shard].notices.pop() else {
                     break;
                 };
@@ -288,12 +291,12 @@ fn answer<P>(shards: &mut [ShardLink<P>], backlog: &mut VecDeque<Reply<Held<P>>>
     }
 }
 
+#[expect(clippy::result_large_err, reason = "the reply holds a packet: boxing it would allocate on the hot path")]
 fn push<P>(shards: &mut [ShardLink<P>], reply: Reply<Held<P>>) -> Result<(), Reply<Held<P>>> {
     let shard = reply.held.shard;
     shards[shard].replies.push(reply).map_err(|rtrb::PushError::Full(reply)| reply)
 }
 
-const NOTICES_AT_ONCE: usize = 8 * BURST;
 const SWEEP_AT_ONCE: usize = 8;
 /// Milliseconds between publications of counters.
 const PUBLISH_EVERY: u64 = 20;

@@ -93,7 +93,7 @@ pub struct Endpoint {
     pub directive: Directive,
     /// Whether it stands in only for others.
     pub backup: bool,
-    /// Its next hop, as long as that is resolved.
+    /// Its next hop, as long as that is resolved and the endpoint is not inactive.
     pub hop: Option<Hop>,
 }
 
@@ -250,7 +250,12 @@ impl Farm {
         }
         farm.endpoints = endpoints
             .into_iter()
-            .map(|endpoint| Endpoint { hop: farm.hop_to(endpoint.address, endpoint.stable()).ok(), ..endpoint })
+            .map(|endpoint| {
+                // Nothing at all goes to an inactive one: its routes find no way there.
+                let usable = endpoint.directive != Directive::Inactive;
+                let hop = if usable { farm.hop_to(endpoint.address, endpoint.stable()).ok() } else { None };
+                Endpoint { hop, ..endpoint }
+            })
             .collect();
         farm
     }

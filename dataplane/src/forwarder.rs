@@ -25,7 +25,7 @@ pub enum Fate {
     Divert {
         /// Hash of the client's address and port.
         client: u64,
-        /// It opens a connection on the route of one that is closing.
+        /// It opens a connection on the route of one that is closing or out of time.
         zombie: bool,
     },
     /// Another shard owns its flow.
@@ -121,9 +121,16 @@ impl Forwarder {
         place(client, self.shards)
     }
 
-    /// Notices that have come up, to be handed to classifiers.
-    pub fn take_notices(&mut self) -> impl Iterator<Item = Notice> + '_ {
-        self.notices.drain(..)
+    /// Hands the notices that have come up to `tell`, in order; those that it does not take stay for the next time.
+    pub fn tell_notices(&mut self, mut tell: impl FnMut(&Notice) -> bool) {
+        self.notices.retain(|notice| !tell(notice));
+    }
+
+    /// Whether there is room for the notices of what one more route may evict: without them sessions would live for ever.
+    #[inline]
+    #[must_use]
+    pub fn has_room_for_notices(&self) -> bool {
+        self.notices.remaining_capacity() >= EVICTIONS
     }
 
     /// Parses, looks up and rewrites a burst that came in by `port`. `done`, empty before, gets one entry for each packet.
@@ -242,9 +249,16 @@ impl Forwarder {
             Key::V6(key) => self.routes6.find_at(home, key).map(|index| self.routes6.entry_mut(index)),
         };
         let mut zombie = false;
-        if let Some(entry) = found
-            && !entry.expired(now, &farm.timeouts)
-        {
+        if let Some(entry) = found {
+            if entry.expired(now, &farm.timeouts) {
+                if self.renew(&parsed.key, home, farm, now) {
+                    return self.act(packet, parsed, home, client, from_client, farm, now);
+                }
+                if !from_client {
+                    return Fate::Twin;
+                }
+                return self.divert(parsed, client, parsed.opens());
+            }
             let state = entry.state();
             zombie = state == State::Closing && parsed.opens();
             if !zombie {
@@ -270,6 +284,15 @@ impl Forwarder {
             return Fate::Twin;
         }
         self.divert(parsed, client, zombie)
+    }
+
+    /// A route that is out of time lives on if its other direction does: both go together.
+    #[cold]
+    fn renew(&mut self, key: &Key, home: usize, farm: &Farm, now: u32) -> bool {
+        match key {
+            Key::V4(key) => renew(&mut self.routes4, home, key, farm, now),
+            Key::V6(key) => renew(&mut self.routes6, home, key, farm, now),
+        }
     }
 
     #[cold]
@@ -389,7 +412,9 @@ impl Forwarder {
                 entry.set_state(State::Closing);
             }
         }
-        self.notices.push(Notice { key, event });
+        if self.notices.try_push(Notice { key, event }).is_err() {
+            self.counters.notices_deferred += 1; // a state that the next packet or the end of the route will tell
+        }
     }
 
     fn plumb4(&mut self, key: &Key4, route: Route, replace: bool, farm: &Farm, now: u32) -> Action {
@@ -443,7 +468,11 @@ fn plumb<S: Slot>(
             let action = Action::Send { endpoint, mode: Mode::NatReturn, value };
             let state = if route.state == State::Datagram { State::Datagram } else { State::Established };
             match table.find(&back) {
-                Some(index) => table.entry_mut(index).set_route(Route { action, state }),
+                Some(index) => {
+                    let entry = table.entry_mut(index);
+                    entry.set_route(Route { action, state });
+                    entry.touch(now);
+                }
                 None => {
                     let _ = table.insert(&back, Route { action, state }, now);
                 }
@@ -524,6 +553,17 @@ fn other_direction_lives<S: Slot>(table: &RouteTable<S>, key: &S::Key, action: A
     there.idle(now) <= farm.timeouts.of(state)
 }
 
+fn renew<S: Slot>(table: &mut RouteTable<S>, home: usize, key: &S::Key, farm: &Farm, now: u32) -> bool {
+    let Some(index) = table.find_at(home, key) else {
+        return false;
+    };
+    let lives = other_direction_lives(table, key, table.entry(index).action(), farm, now);
+    if lives {
+        table.entry_mut(index).touch(now);
+    }
+    lives
+}
+
 /// Removes a route and its other direction, if it has one.
 fn remove_pair<S: Slot>(table: &mut RouteTable<S>, index: usize, farm: &Farm) {
     let key = table.key(index);
@@ -567,4 +607,6 @@ const NOTHING: Parsed = Parsed {
 const LOOKAHEAD: usize = 4;
 const EVICTION_SAMPLE: usize = 32;
 const EVICTION_ROUNDS: usize = 8;
+/// The most routes that have to go for a new one: a connection with both directions, and each may meet a single one.
+const EVICTIONS: usize = 2;
 const EXPIRED_AT_ONCE: usize = 16;

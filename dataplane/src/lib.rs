@@ -26,4 +26,6 @@ pub mod responder;
 pub mod rewrite;
 pub mod route_table;
 pub mod shard;
+pub mod translation;
+pub mod tunneler;
 pub mod wire;

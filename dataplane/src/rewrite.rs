@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use weir_health_load::Directive;
 use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
@@ -32,13 +33,13 @@ pub fn deliver<P: Packet>(
     let endpoint = farm.endpoint(endpoint).ok_or(DropReason::Inactive)?;
     match mode {
         Mode::Dsr => {
-            let hop = endpoint.hop.as_ref().ok_or(DropReason::Unresolved)?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
             let frame = leave(packet, parsed, hop, farm)?;
             decrement_ttl(frame, parsed);
             Ok(hop.port)
         }
         Mode::Nat => {
-            let hop = endpoint.hop.as_ref().ok_or(DropReason::Unresolved)?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
             let frame = leave(packet, parsed, hop, farm)?;
             decrement_ttl(frame, parsed);
             translate(frame, parsed, Side::Destination, endpoint.address, endpoint.port);
@@ -76,6 +77,12 @@ pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
     let VipPort { vip, port } = VipPort::from_value(value);
     let vip = farm.vips.get(vip as usize)?.address;
     Key::new(back.destination(), SocketAddr::new(vip, port), back.protocol())
+}
+
+/// Why there is no way to an endpoint.
+#[cold]
+fn no_hop(endpoint: &Endpoint) -> DropReason {
+    if endpoint.directive == Directive::Inactive { DropReason::Inactive } else { DropReason::Unresolved }
 }
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.

@@ -261,8 +261,8 @@ impl<Q: Queue> Shard<Q> {
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
         }
-        work += self.from_neighbours(now);
-        work += self.from_classifiers(now);
+        work += self.take_handovers(now);
+        work += self.take_replies(now);
         for port in 0..self.ports.len() {
             self.flush(port);
         }
@@ -323,7 +323,7 @@ impl<Q: Queue> Shard<Q> {
     }
 
     /// What other shards handed over: at most one burst from each.
-    fn from_neighbours(&mut self, now: Moment) -> usize {
+    fn take_handovers(&mut self, now: Moment) -> usize {
         let mut work = 0;
         for neighbour in 0..self.neighbours.from.len() {
             for _ in 0..BURST {
@@ -340,7 +340,7 @@ impl<Q: Queue> Shard<Q> {
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
-                    Handover::Twin(packet, port) => self.to_twin(packet, port),
+                    Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }
         }
@@ -348,10 +348,14 @@ impl<Q: Queue> Shard<Q> {
     }
 
     /// What classifiers answered or ordered: at most one burst from each.
-    fn from_classifiers(&mut self, now: Moment) -> usize {
+    fn take_replies(&mut self, now: Moment) -> usize {
         let mut work = 0;
         for classifier in 0..self.classifiers.len() {
+            // What finds no room for its notices waits in its ring, and the classifier behind it.
             for _ in 0..BURST {
+                if !self.room_for_notices() {
+                    break;
+                }
                 let Ok(plumb) = self.classifiers[classifier].plumbs.pop() else {
                     break;
                 };
@@ -359,6 +363,9 @@ impl<Q: Queue> Shard<Q> {
                 self.forwarder.plumb(&plumb, &self.farm, millis(now));
             }
             for _ in 0..BURST {
+                if !self.room_for_notices() {
+                    break;
+                }
                 let Ok(reply) = self.classifiers[classifier].replies.pop() else {
                     break;
                 };
@@ -368,6 +375,14 @@ impl<Q: Queue> Shard<Q> {
             self.tell_notices();
         }
         work
+    }
+
+    #[inline]
+    fn room_for_notices(&mut self) -> bool {
+        if !self.forwarder.has_room_for_notices() {
+            self.tell_notices();
+        }
+        self.forwarder.has_room_for_notices()
     }
 
     /// A packet came back with its verdict.
@@ -429,10 +444,10 @@ impl<Q: Queue> Shard<Q> {
                 } else if self.farm.vip_of(&parsed.key).is_some() {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
-                    self.to_twin(packet, port);
+                    self.hand_to_twin(packet, port);
                 }
             }
-            Fate::Twin => self.to_twin(packet, port),
+            Fate::Twin => self.hand_to_twin(packet, port),
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
         }
     }
@@ -450,14 +465,14 @@ impl<Q: Queue> Shard<Q> {
         true
     }
 
-    fn to_twin(&mut self, packet: Q::Packet, port: PortId) {
+    fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
         match &mut self.ports[usize::from(port)].twin {
             Twin::Itself => self.forwarder.counters.twin += 1,
             Twin::Port(queue) => {
-                self.forwarder.counters.twin += 1;
                 let mut one = Burst::new();
                 one.push(packet);
                 queue.send(&mut one);
+                self.forwarder.counters.twin += u64::from(one.is_empty());
                 self.forwarder.drops.count_many(DropReason::TwinFull, one.len());
             }
             Twin::Shard(shard) => {
@@ -478,15 +493,23 @@ impl<Q: Queue> Shard<Q> {
         transmit_burst(queue, transmit, &mut self.forwarder);
     }
 
-    /// Hands the forwarder's notices to the classifiers. One that finds its ring full is lost: all that matters of it is told
-    /// again by a later packet.
+    /// Hands the forwarder's notices to the classifiers, each flow's in order. One that finds its ring full waits.
     fn tell_notices(&mut self) {
         let links = &mut self.classifiers;
         let hash = self.forwarder.hash().clone();
         let (mut told, mut deferred) = (0, 0);
-        for notice in self.forwarder.take_notices() {
-            if tell(links, &hash, notice) { told += 1 } else { deferred += 1 }
-        }
+        let mut stuck = 0u64;
+        self.forwarder.tell_notices(|notice| {
+            let full = 1 << (place(hash.client_is_source(&notice.key), links.len()) % 64);
+            let heard = stuck & full == 0 && tell(links, &hash, *notice);
+            if heard {
+                told += 1;
+            } else {
+                stuck |= full;
+                deferred += 1;
+            }
+            heard
+        });
         self.forwarder.counters.notices += told;
         self.forwarder.counters.notices_deferred += deferred;
     }

@@ -36,10 +36,15 @@ class Topology:
     mode: str
     host_count: int
     capacities: list = field(default_factory=lambda: list(CAPACITIES))
+    # Whether the kernel keeps the unit's interfaces, and their addresses on them; else both are with a twin.
+    shared_ports: bool = True
+    queues: int = 2
 
     def __post_init__(self):
         if not 1 <= self.host_count <= 64:
             raise LabError(f"--hosts {self.host_count}: between 1 and 64")
+        if not 1 <= self.queues <= 4:
+            raise LabError(f"--queues {self.queues}: between 1 and 4")
         side = 80 if self.two_sided is False else 81
         self.hosts = [
             Host(
@@ -130,17 +135,17 @@ class Topology:
 
     def _plug(self, namespace, interface, segment, ipv4, ipv6, port):
         """A cable between a namespace and the switch."""
+        self._cable(namespace, interface, segment, port, 1)
+        ip(namespace, f"address add {ipv4} dev {interface}", f"address add {ipv6} dev {interface} nodad")
+
+    def _cable(self, namespace, interface, segment, port, queues):
+        count = f"numtxqueues {queues} numrxqueues {queues}"
         ip(
             self.switch,
-            f"link add {port} type veth peer name {interface} netns {namespace}",
+            f"link add {port} {count} type veth peer name {interface} {count} netns {namespace}",
             f"link set {port} master {segment} up",
         )
-        ip(
-            namespace,
-            f"link set {interface} up",
-            f"address add {ipv4} dev {interface}",
-            f"address add {ipv6} dev {interface} nodad",
-        )
+        ip(namespace, f"link set {interface} up")
 
     def _client_up(self):
         self._plug(self.client, "eth0", "clients", "10.80.0.2/24", "fd80::2/64", "client")
@@ -152,7 +157,10 @@ class Topology:
 
     def _unit_up(self):
         for interface, segment, ipv4, ipv6 in self.unit_ports:
-            self._plug(self.unit, interface, segment, ipv4, ipv6, f"unit-{interface}")
+            if self.shared_ports:
+                self._plug(self.unit, interface, segment, ipv4, ipv6, f"unit-{interface}")
+            else:
+                self._cable(self.unit, interface, segment, f"unit-{interface}", self.queues)
         # The kernel sees a copy of every packet and must not answer for a VIP that it does not own.
         ip(self.unit, f"route add blackhole {self.vips[0]}/32", f"route add blackhole {self.vips[1]}/128")
 

@@ -66,10 +66,9 @@ def build(repository, say):
     return Path(json.loads(metadata.stdout)["target_directory"]) / "release"
 
 
-def write_config(state, topology, port_type):
+def write_config(state, topology, port_type, queues):
     """Writes the unit's YAML into the lab's folder."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
-    queues = 2 if port_type == "af_packet" else 1  # a veth has one queue, and af_xdp takes the interface's
     ports = []
     for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
         ports.append(
@@ -119,37 +118,19 @@ def socket_path(state):
     return state.folder / "weir.sock"
 
 
-def start(state, topology, port_type):
+def start(state, topology):
     """Starts the unit and waits until its admin socket answers."""
     binary = Path(state.data["bin_dir"]) / "weir"
     checked = run(["ip", "netns", "exec", topology.unit, binary, "check", config_path(state)], check=False)
     if checked.returncode != 0:
         raise LabError(f"weir check refuses the lab's own configuration:\n{checked.stderr or checked.stdout}")
     state.start("weir", [binary, "run", "--config", config_path(state)], log_path(state), topology.unit)
-    if port_type != "af_packet":
-        _address_twins(state, topology)
     wait_until(
         "the unit's admin socket",
         lambda: weirctl(state, "status"),
         30,
         alive=lambda: state.ensure_alive("weir"),
     )
-
-
-def _address_twins(state, topology):
-    """The kernel sees such a port only through its twin, so that is where its addresses belong."""
-    for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
-        device = twin(index)
-        wait_until(
-            f"the twin {device}",
-            lambda device=device: run(["ip", "-n", topology.unit, "link", "show", device], check=False).returncode == 0,
-            30,
-            alive=lambda: state.ensure_alive("weir"),
-        )
-        run(["ip", "-n", topology.unit, "address", "flush", "dev", interface])
-        run(["ip", "-n", topology.unit, "link", "set", device, "up"])
-        run(["ip", "-n", topology.unit, "address", "replace", ipv4, "dev", device])
-        run(["ip", "-n", topology.unit, "address", "replace", ipv6, "dev", device, "nodad"])
 
 
 def weirctl(state, *words):

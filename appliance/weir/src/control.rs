@@ -54,6 +54,9 @@ pub enum ControlError {
     /// No Tokio runtime.
     #[error("the control plane cannot start: {0}")]
     Runtime(std::io::Error),
+    /// A port's twin.
+    #[error(transparent)]
+    Twin(#[from] crate::twin::TwinError),
     /// The kernel's tables.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
@@ -180,6 +183,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool) -> Result<(), ControlE
     let mut terminate = signal(SignalKind::terminate()).map_err(ControlError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Runtime)?;
 
+    crate::twin::prepare(&shared.config).await?;
     let interfaces: Vec<String> =
         shared.config.ports.iter().filter_map(crate::knowledge::interface).map(str::to_owned).collect();
     let mirror = if interfaces.is_empty() { None } else { Some(KernelMirror::start(Options::new(interfaces)).await?) };

@@ -15,4 +15,5 @@ pub mod knowledge;
 pub mod ports;
 pub mod replay;
 pub mod routes;
+pub mod twin;
 pub mod unit;

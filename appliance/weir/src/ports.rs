@@ -110,6 +110,8 @@ pub struct Opened {
     pub macs: Vec<[u8; 6]>,
     /// The shards' ends of the ports.
     pub ends: Ends,
+    /// Buffers that drivers take at the start and never give back: AF_XDP's fill rings, which the driver forgets as it closes.
+    pub kept_by_drivers: u32,
 }
 
 /// Queues that have not been taken yet.
@@ -218,6 +220,7 @@ pub fn open(config: &Config) -> Result<Opened, PortsError> {
         pool,
         macs: Vec::new(),
         ends: Ends { queues: HashMap::new(), twins: HashMap::new(), has_twin: Vec::new(), owners: Vec::new() },
+        kept_by_drivers: 0,
     };
     for (index, port) in config.ports.iter().enumerate() {
         opened.open_port(eal, index, port)?;
@@ -250,6 +253,9 @@ impl Opened {
                 ..PortConfig::default()
             };
             let started = idle.start(&config, self.pool).map_err(in_port)?;
+            if matches!(settings.device, Device::AfXdp(_)) {
+                self.kept_by_drivers += AF_XDP_FILL_RING * u32::from(queues);
+            }
             for (rx, tx) in started.rx.into_iter().zip(started.tx) {
                 self.ends.queues.insert((shard, index), PortQueue::new(rx, tx, self.pool));
                 shard += 1;
@@ -304,3 +310,6 @@ fn device(device: &Device) -> weir_dpdk::Device {
         Device::Vdev(vdev) => weir_dpdk::Device::Vdev(Vdev::parse(vdev)),
     }
 }
+
+/// `ETH_AF_XDP_DFLT_NUM_DESCS`: what the driver always holds for the kernel to fill, whatever the queue's size.
+const AF_XDP_FILL_RING: u32 = 2048;

@@ -186,7 +186,7 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     let pool = unit.pool;
     // The ports close with their last handle, and what they still hold goes back to the pool.
     drop(unit);
-    let mbufs_in_use = pool.in_use();
+    let mbufs_in_use = pool.in_use().saturating_sub(opened.kept_by_drivers);
     info!(mbufs_in_use, counters = %lines.join(" "), "unit ended");
     panicked.map_or(Ok(()), |core| Err(UnitError::CorePanicked(core)))
 }

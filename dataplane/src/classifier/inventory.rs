@@ -57,8 +57,18 @@ impl Inventory {
         });
     }
 
-    pub(super) fn set_state(&mut self, key: &Key, state: State) {
-        self.change(key, |entry| entry.set_state(state));
+    /// The client has continued its handshake. A connection that is already closing stays so.
+    pub(super) fn confirm(&mut self, key: &Key) {
+        self.change(key, |entry| {
+            if entry.state() == State::Opening {
+                entry.set_state(State::Established);
+            }
+        });
+    }
+
+    /// One side has ended.
+    pub(super) fn close(&mut self, key: &Key) {
+        self.change(key, |entry| entry.set_state(State::Closing));
     }
 
     pub(super) fn remove(&mut self, key: &Key) {

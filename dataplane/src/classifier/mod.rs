@@ -158,8 +158,8 @@ impl<H> Classifier<H> {
     pub fn notice(&mut self, notice: &Notice, now: Moment) {
         self.counters.notices += 1;
         match notice.event {
-            Event::Confirmed => self.inventory.set_state(&notice.key, State::Established),
-            Event::Closing => self.inventory.set_state(&notice.key, State::Closing),
+            Event::Confirmed => self.inventory.confirm(&notice.key),
+            Event::Closing => self.inventory.close(&notice.key),
             Event::Expired => self.inventory.remove(&notice.key),
             Event::Evicted => self.inventory.mark_unrouted(&notice.key, millis(now)),
         }
@@ -299,8 +299,13 @@ impl<H> Classifier<H> {
     fn recall(&mut self, binding: Option<Binding>, ask: &Ask, service: usize, now: Moment) -> Option<Verdict> {
         let wanted = binding?.endpoint;
         let (id, _) = (0..).zip(&self.farm.endpoints).find(|(_, endpoint)| {
-            endpoint.service == service && endpoint.host == wanted.host && endpoint.address == wanted.address
+            let port = endpoint.port.is_none_or(|port| port == wanted.port);
+            endpoint.service == service && endpoint.host == wanted.host && endpoint.address == wanted.address && port
         })?;
+        if self.farm.endpoints[id as usize].directive == Directive::Inactive {
+            // A new connection of the session goes elsewhere, and nothing of an old one anywhere.
+            return (ask.key.protocol() == protocol::TCP && !ask.opens).then_some(Verdict::Drop(Refusal::Inactive));
+        }
         self.counters.recalled += 1;
         Some(self.bind(EndpointId(id), ask, service, now))
     }

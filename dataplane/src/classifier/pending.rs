@@ -88,6 +88,10 @@ impl<H> Pending<H> {
         let waiting = self.waiting.remove(&ticket)?;
         self.flows.remove(&waiting.ask.key);
         self.packets -= waiting.held.len();
+        // Answers come faster than deadlines pass: the queue must not grow with them.
+        while self.deadlines.front().is_some_and(|(_, ticket)| !self.waiting.contains_key(ticket)) {
+            self.deadlines.pop_front();
+        }
         Some(waiting)
     }
 

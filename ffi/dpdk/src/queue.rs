@@ -137,3 +137,11 @@ impl TxQueue {
         self.queue
     }
 }
+
+impl Drop for TxQueue {
+    fn drop(&mut self) {
+        // Some drivers (af_xdp) take back what they have sent only with the next burst, and forget it when they close.
+        // SAFETY: as in `send`; of no packets none is read.
+        unsafe { sys::shim_tx_burst(self.port, self.queue, std::ptr::null_mut(), 0) };
+    }
+}

@@ -1,0 +1,124 @@
+//! The traffic: segments and datagrams of clients and hosts, and what is seen on the wire, with every checksum checked.
+
+use std::net::{IpAddr, SocketAddr};
+
+use weir_dataplane::wire::tcp::{self, Flags};
+use weir_dataplane::wire::{Addresses, Dissection, EtherType, MacAddress, Protocol, ethernet, ipv4, ipv6, udp};
+
+/// A frame to `to`'s port from somebody on its link.
+pub(crate) fn frame(to: [u8; 6], addresses: Addresses, protocol: Protocol, upper: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(upper.len()).unwrap();
+    let (ethertype, mut ip) = match addresses {
+        Addresses::V4 { source, destination } => {
+            let mut ip = vec![0; ipv4::HEADER_LEN];
+            ipv4::Repr::new(source, destination, protocol, length).emit(&mut ip).unwrap();
+            (EtherType::IPV4, ip)
+        }
+        Addresses::V6 { source, destination } => {
+            let mut ip = vec![0; ipv6::HEADER_LEN];
+            ipv6::Repr::new(source, destination, protocol, length).emit(&mut ip).unwrap();
+            (EtherType::IPV6, ip)
+        }
+    };
+    ip.extend(upper);
+    let mut frame = vec![0; ethernet::HEADER_LEN];
+    let source = MacAddress([2, 0, 0, 0, 9, 9]);
+    ethernet::Repr { destination: MacAddress(to), source, ethertype }.emit(&mut frame).unwrap();
+    frame.extend(ip);
+    frame
+}
+
+pub(crate) fn addresses(source: IpAddr, destination: IpAddr) -> Addresses {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Addresses::V4 { source, destination },
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Addresses::V6 { source, destination },
+        _ => panic!("{source} and {destination} are of two families"),
+    }
+}
+
+/// A TCP segment to the port with the address `to`.
+pub(crate) fn segment(
+    to: [u8; 6],
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: Flags,
+    payload: &[u8],
+) -> Vec<u8> {
+    let repr = tcp::Repr {
+        source_port: source.port(),
+        destination_port: destination.port(),
+        sequence: 1000,
+        acknowledgement: if flags.contains(Flags::ACK) { 2000 } else { 0 },
+        flags,
+        window: 512,
+        ..tcp::Repr::default()
+    };
+    let addresses = addresses(source.ip(), destination.ip());
+    let mut upper = vec![0; repr.len() + payload.len()];
+    repr.emit(&mut upper, payload, addresses).unwrap();
+    frame(to, addresses, Protocol::TCP, &upper)
+}
+
+/// A UDP datagram to the port with the address `to`.
+pub(crate) fn datagram(to: [u8; 6], source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let addresses = addresses(source.ip(), destination.ip());
+    let mut upper = vec![0; udp::HEADER_LEN + payload.len()];
+    let repr = udp::Repr { source_port: source.port(), destination_port: destination.port() };
+    repr.emit(&mut upper, payload, addresses).unwrap();
+    frame(to, addresses, Protocol::UDP, &upper)
+}
+
+/// A frame that a unit has sent, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Which shard's queue of which port it left by.
+    pub(crate) shard: usize,
+    pub(crate) port: usize,
+    /// Whom it was addressed to on the link.
+    pub(crate) mac: [u8; 6],
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) hop_limit: u8,
+    /// None for UDP.
+    pub(crate) flags: Option<Flags>,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Seen {
+    /// Takes a TCP or UDP frame apart; every checksum must be right.
+    pub(crate) fn of(shard: usize, port: usize, frame: &[u8]) -> Seen {
+        let parts = Dissection::of(frame).unwrap();
+        let upper = &frame[parts.upper..parts.end];
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&frame[..6]);
+        let base = |source: u16, destination: u16, payload: &[u8]| Seen {
+            shard,
+            port,
+            mac,
+            source: SocketAddr::new(parts.addresses.source(), source),
+            destination: SocketAddr::new(parts.addresses.destination(), destination),
+            hop_limit: parts.hop_limit,
+            flags: None,
+            sequence: 0,
+            acknowledgement: 0,
+            payload: payload.to_vec(),
+        };
+        if parts.protocol == Protocol::TCP {
+            let segment = tcp::Packet::new_checked(upper).unwrap();
+            segment.verify_checksum(parts.addresses).unwrap();
+            Seen {
+                flags: Some(segment.flags()),
+                sequence: segment.sequence(),
+                acknowledgement: segment.acknowledgement(),
+                ..base(segment.source_port(), segment.destination_port(), segment.payload())
+            }
+        } else {
+            assert_eq!(parts.protocol, Protocol::UDP);
+            let datagram = udp::Packet::new_checked(upper).unwrap();
+            datagram.verify_checksum(parts.addresses).unwrap();
+            base(datagram.source_port(), datagram.destination_port(), datagram.payload())
+        }
+    }
+}

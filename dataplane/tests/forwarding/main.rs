@@ -1,0 +1,20 @@
+//! Whole units on heap buffers in virtual time: shards, classifiers, their rings, and what clients and hosts see of them.
+//!
+//! Each module asks one question of the design; [`lab`] builds the unit, [`frames`] its traffic.
+
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "small numbers of a test's own making"
+)]
+
+mod decisions;
+mod farm_changes;
+mod frames;
+mod lab;
+mod life;
+mod nat;
+mod sessions;
+mod shards;
