@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -63,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let started = IdlePort::ring_loop(eal, &name, 1, 2048)?.start(&PortConfig::default(), pool)?;
             let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
             let generator = Generator::new(case, flows);
-            let feeder = Feeder { queue: queue.ok_or("no queue")?, generator };
+            let feeder = Feeder { queue: queue.ok_or("no queue")?, generator, fill: Arc::default() };
             let mut rates = match case.as_str() {
                 "harness" => harness(feeder, &options),
                 _ => forward(case, feeder, flows, &options)?,
@@ -94,7 +95,7 @@ fn harness(mut feeder: Feeder, options: &Options) -> Vec<f64> {
 }
 
 /// The whole dataplane with a route for each flow.
-fn forward(case: &str, mut feeder: Feeder, flows: u64, options: &Options) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
+fn forward(case: &str, feeder: Feeder, flows: u64, options: &Options) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
     let mode = if case == "nat" { Mode::Nat } else { Mode::Dsr };
     let six = case == "dsr6";
     let capacity = usize::try_from(flows)?.max(1024) * if mode == Mode::Nat { 2 } else { 1 };
@@ -105,8 +106,7 @@ fn forward(case: &str, mut feeder: Feeder, flows: u64, options: &Options) -> Res
         routes_ipv6: if six { capacity } else { 1 },
         hash: FlowHash::new(0x5745_4952),
     })?;
-    let generator = feeder.generator.clone();
-    feeder.fill();
+    let (generator, fill) = (feeder.generator.clone(), Arc::clone(&feeder.fill));
     let (link, mut classifier) = shard::link(1024, 1024);
     let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
     let ports = vec![ShardPort::new(Ok(feeder), Twin::Itself)];
@@ -126,7 +126,10 @@ fn forward(case: &str, mut feeder: Feeder, flows: u64, options: &Options) -> Res
         drain(&mut classifier);
         now = Moment(now.0 + 1);
     }
-    // What came before its route was there went to the classifier: the ring is filled again by the feeder.
+    for _ in 0..100 {
+        shard.turn(now);
+    }
+    fill.store(true, Ordering::Relaxed);
     for _ in 0..1000 {
         shard.turn(now);
         drain(&mut classifier);
@@ -175,6 +178,8 @@ fn measure(options: &Options, mut turn: impl FnMut(u64) -> u64) -> Vec<f64> {
 struct Feeder {
     queue: PortQueue,
     generator: Generator,
+    /// Whether the loop is to be filled at the next reception: not before every flow has its route.
+    fill: Arc<AtomicBool>,
 }
 
 impl Feeder {
@@ -198,6 +203,9 @@ impl Queue for Feeder {
     #[inline]
     fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
         self.queue.receive(burst);
+        if burst.is_empty() && self.fill.swap(false, Ordering::Relaxed) {
+            self.fill();
+        }
         for packet in burst {
             self.generator.write(packet.data_mut());
         }

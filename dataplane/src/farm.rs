@@ -280,6 +280,27 @@ impl Farm {
         }
     }
 
+    /// Whether an IPv4 destination is a VIP.
+    #[inline]
+    #[must_use]
+    pub fn has_vip4(&self, destination: [u8; 4]) -> bool {
+        matches!(self.addresses.find4(destination), Some(Owned::Vip(_)))
+    }
+
+    /// Whether an IPv4 source (the first half of a header's addresses) may be an endpoint whose answers are translated back.
+    #[inline]
+    #[must_use]
+    pub fn has_endpoint4(&self, &[a, b, c, d, ..]: &[u8; 8]) -> bool {
+        self.nat && self.addresses.find4([a, b, c, d]) == Some(Owned::Endpoint)
+    }
+
+    /// The same for an IPv6 source.
+    #[inline]
+    #[must_use]
+    pub fn has_endpoint6(&self, source: &[u8; 16]) -> bool {
+        self.nat && self.addresses.find6(*source) == Some(Owned::Endpoint)
+    }
+
     /// The VIP that a packet is for.
     #[inline]
     #[must_use]

@@ -32,6 +32,16 @@ pub struct Key4 {
     pub protocol: u8,
 }
 
+impl Key4 {
+    /// Both addresses in one word, as the eight bytes of the header.
+    #[inline]
+    #[must_use]
+    pub fn addresses(&self) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) = (self.source, self.destination);
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
 /// A direction of an IPv6 flow, as it stands in the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key6 {
@@ -171,10 +181,14 @@ impl FlowHash {
     #[inline]
     #[must_use]
     pub fn route4(&self, key: &Key4) -> u64 {
-        let addresses =
-            u64::from(u32::from_ne_bytes(key.source)) << 32 | u64::from(u32::from_ne_bytes(key.destination));
-        let rest = u64::from(u32::from_ne_bytes(key.ports)) << 8 | u64::from(key.protocol);
-        self.table.hash_one((addresses, rest))
+        self.route4_words(key.addresses(), u32::from_ne_bytes(key.ports), key.protocol)
+    }
+
+    /// The same, of the words of a header: source and destination address, both ports, protocol.
+    #[inline]
+    #[must_use]
+    pub fn route4_words(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
+        self.table.hash_one((addresses, u64::from(ports) << 8 | u64::from(protocol)))
     }
 
     /// The route table's hash of an IPv6 key.

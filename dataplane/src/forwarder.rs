@@ -4,6 +4,8 @@
 //! and check; find the direction, hash and prefetch; look up, act and rewrite. What it cannot do by a route it leaves to others, by
 //! a [`Fate`]. Nothing here decides where a connection goes.
 
+mod quick;
+
 use arrayvec::ArrayVec;
 use weir_cpu::MapError;
 
@@ -14,6 +16,8 @@ use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Event, Notice, Plumb};
 use crate::rewrite;
+
+use self::quick::QuickLane;
 use crate::route_table::{Action, Mode, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// What becomes of one packet after its look-up.
@@ -38,14 +42,8 @@ pub enum Fate {
     Drop(DropReason),
 }
 
-/// A burst's packets after the look-up: what each one is, and what becomes of it, in the packets' order.
-#[derive(Debug, Default)]
-pub struct Fates {
-    /// The headers, as they were; [`Class::Foreign`] for a packet that could not be parsed.
-    pub parsed: ArrayVec<Parsed, BURST>,
-    /// What becomes of each packet.
-    pub fates: ArrayVec<Fate, BURST>,
-}
+/// What becomes of a burst's packets, in their order.
+pub type Fates = ArrayVec<Fate, BURST>;
 
 /// One shard's routes and the work of forwarding by them.
 #[derive(Debug)]
@@ -144,6 +142,7 @@ impl Forwarder {
         done: &mut Fates,
     ) {
         let mac = farm.ports[usize::from(port)].mac;
+        let lane = QuickLane { mac: quick::address_word(mac), farm };
         let mut steps: ArrayVec<Step, BURST> = ArrayVec::new();
         for packet in packets.iter().take(LOOKAHEAD) {
             packet.prefetch();
@@ -152,49 +151,62 @@ impl Forwarder {
             if let Some(ahead) = packets.get(index + LOOKAHEAD) {
                 ahead.prefetch();
             }
-            match parse(packets[index].data(), mac) {
-                Ok(parsed) => {
-                    steps.push(self.approach(&parsed, farm));
-                    done.parsed.push(parsed);
-                }
-                Err(reason) => {
-                    steps.push(Step::Done(Fate::Drop(reason)));
-                    done.parsed.push(NOTHING);
-                }
-            }
+            let frame = packets[index].data();
+            steps.push(lane.enter(self, frame).unwrap_or_else(|| self.enter_slowly(frame, mac, farm)));
         }
-        for ((packet, step), parsed) in packets.iter_mut().zip(&steps).zip(&done.parsed) {
-            done.fates.push(match *step {
-                Step::LookUp { home, client, from_client } => {
-                    self.act(packet, parsed, home, client, from_client, farm, now)
-                }
-                Step::Done(fate) => fate,
-            });
+        for (packet, step) in packets.iter_mut().zip(&steps) {
+            let fate = match *step {
+                Step::Quick4 { home } => lane.leave4(self, packet, home, now),
+                Step::Quick6 { home } => lane.leave6(self, packet, home, now),
+                Step::Slow => None,
+                Step::Done(fate) => Some(fate),
+            };
+            done.push(fate.unwrap_or_else(|| self.forward_slowly(packet, mac, farm, now)));
+        }
+    }
+
+    /// Into the burst's second half for what the quick lane does not take; its line is fetched there and then.
+    #[cold]
+    fn enter_slowly(&self, frame: &[u8], mac: [u8; 6], farm: &Farm) -> Step {
+        match parse(frame, mac) {
+            Ok(parsed) => match self.approach(&parsed, farm) {
+                Approach::LookUp { .. } => Step::Slow,
+                Approach::Done(fate) => Step::Done(fate),
+            },
+            Err(reason) => Step::Done(Fate::Drop(reason)),
+        }
+    }
+
+    #[cold]
+    fn forward_slowly<P: Packet>(&mut self, packet: &mut P, mac: [u8; 6], farm: &Farm, now: u32) -> Fate {
+        match parse(packet.data(), mac) {
+            Ok(parsed) => self.forward_parsed(packet, &parsed, farm, now),
+            Err(reason) => Fate::Drop(reason),
         }
     }
 
     /// The same for one packet that was parsed before: it came over a ring from the shard that received it.
     pub fn forward_parsed<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
         match self.approach(parsed, farm) {
-            Step::LookUp { home, client, from_client } => {
+            Approach::LookUp { home, client, from_client } => {
                 self.act(packet, parsed, home, client, from_client, farm, now)
             }
-            Step::Done(fate) => fate,
+            Approach::Done(fate) => fate,
         }
     }
 
     /// Direction, owner and home line of a packet; the line is on its way when this returns.
     #[inline]
-    fn approach(&self, parsed: &Parsed, farm: &Farm) -> Step {
+    fn approach(&self, parsed: &Parsed, farm: &Farm) -> Approach {
         if parsed.class != Class::Flow {
-            return Step::Done(Self::not_a_flow(parsed, farm));
+            return Approach::Done(Self::not_a_flow(parsed, farm));
         }
         let from_client = match &parsed.key {
             Key::V4(key) => farm.vip4(key).is_some(),
             Key::V6(key) => farm.vip6(key).is_some(),
         };
         if !from_client && !farm.is_from_endpoint(&parsed.key) {
-            return Step::Done(Fate::Twin);
+            return Approach::Done(Fate::Twin);
         }
         let client = if self.shards == 1 {
             0 // who asks for it computes it
@@ -202,7 +214,7 @@ impl Forwarder {
             let client = self.client(&parsed.key, from_client);
             let owner = self.owner(client);
             if owner != self.shard {
-                return Step::Done(Fate::HandOver(owner));
+                return Approach::Done(Fate::HandOver(owner));
             }
             client
         };
@@ -210,7 +222,7 @@ impl Forwarder {
             Key::V4(key) => self.routes4.prefetch(key),
             Key::V6(key) => self.routes6.prefetch(key),
         };
-        Step::LookUp { home, client, from_client }
+        Approach::LookUp { home, client, from_client }
     }
 
     fn not_a_flow(parsed: &Parsed, farm: &Farm) -> Fate {
@@ -316,7 +328,7 @@ impl Forwarder {
     ) -> Fate {
         match action {
             Action::Send { endpoint, mode, value } => {
-                match rewrite::deliver(packet, parsed, endpoint, mode, value, farm) {
+                match rewrite::deliver(packet, parsed.headers(), endpoint, mode, value, farm) {
                     Ok(port) => {
                         self.counters.hits += 1;
                         Fate::Send(port)
@@ -380,7 +392,7 @@ impl Forwarder {
         mode: Mode,
         farm: &Farm,
     ) -> Fate {
-        match rewrite::deliver(packet, parsed, endpoint, mode, 0, farm) {
+        match rewrite::deliver(packet, parsed.headers(), endpoint, mode, 0, farm) {
             Ok(port) => Fate::Send(port),
             Err(reason) => Fate::Drop(reason),
         }
@@ -426,9 +438,22 @@ impl Forwarder {
     }
 }
 
-/// Between parsing and looking up.
+/// A packet of a burst between the burst's two halves.
 #[derive(Debug, Clone, Copy)]
 enum Step {
+    /// In the quick lane, its route's line on the way.
+    Quick4 { home: usize },
+    /// The same for IPv6.
+    Quick6 { home: usize },
+    /// In no hurry: it is parsed again where its turn comes.
+    Slow,
+    /// Decided.
+    Done(Fate),
+}
+
+/// What is to be done with a packet that has been parsed.
+#[derive(Debug, Clone, Copy)]
+enum Approach {
     LookUp { home: usize, client: u64, from_client: bool },
     Done(Fate),
 }
@@ -589,19 +614,6 @@ fn client_flow(key: &Key, action: Action, farm: &Farm) -> Option<Key> {
         _ => Some(*key),
     }
 }
-
-/// What stands in the place of headers that could not be parsed.
-const NOTHING: Parsed = Parsed {
-    class: Class::Foreign,
-    key: Key::V4(Key4 { source: [0; 4], destination: [0; 4], ports: [0; 4], protocol: 0 }),
-    l3: 0,
-    tcp_flags: 0,
-    ttl: 0,
-    l4: 0,
-    ip_len: 0,
-    fragment: crate::parse::Fragment { id: 0, offset: 0, more: false, len: 0 },
-    unicast: false,
-};
 
 /// How many packets ahead of parsing their first lines are asked for.
 const LOOKAHEAD: usize = 4;

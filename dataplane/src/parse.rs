@@ -73,7 +73,38 @@ pub mod tcp_flags {
     pub const ACK: u8 = 16;
 }
 
+/// What rewriting needs to know of a packet's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headers {
+    /// Where the IP header begins.
+    pub l3: usize,
+    /// Where the TCP or UDP header begins.
+    pub l4: usize,
+    /// Length of the IP packet, in bytes.
+    pub ip_len: u16,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Whether it is IPv6.
+    pub v6: bool,
+}
+
 impl Parsed {
+    /// What rewriting needs to know.
+    #[inline]
+    #[must_use]
+    pub fn headers(&self) -> Headers {
+        Headers {
+            l3: usize::from(self.l3),
+            l4: usize::from(self.l4),
+            ip_len: self.ip_len,
+            ttl: self.ttl,
+            protocol: self.key.protocol(),
+            v6: matches!(self.key, Key::V6(_)),
+        }
+    }
+
     /// Whether this opens a connection: a SYN without an ACK.
     #[inline]
     #[must_use]

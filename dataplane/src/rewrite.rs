@@ -7,9 +7,9 @@ use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
 use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
-use crate::flow::{Key, destination_port, protocol, source_port};
+use crate::flow::{Key, protocol};
 use crate::packet::Packet;
-use crate::parse::Parsed;
+use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
 use crate::wire::checksum;
 
@@ -21,37 +21,37 @@ use crate::wire::checksum;
 #[inline]
 pub fn deliver<P: Packet>(
     packet: &mut P,
-    parsed: &Parsed,
+    headers: Headers,
     endpoint: EndpointId,
     mode: Mode,
     value: u64,
     farm: &Farm,
 ) -> Result<PortId, DropReason> {
-    if parsed.ttl <= 1 {
+    if headers.ttl <= 1 {
         return Err(DropReason::Ttl);
     }
     let endpoint = farm.endpoint(endpoint).ok_or(DropReason::Inactive)?;
     match mode {
         Mode::Dsr => {
             let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
-            let frame = leave(packet, parsed, hop, farm)?;
-            decrement_ttl(frame, parsed);
+            let frame = leave(packet, headers, hop, farm)?;
+            decrement_ttl(frame, headers);
             Ok(hop.port)
         }
         Mode::Nat => {
             let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
-            let frame = leave(packet, parsed, hop, farm)?;
-            decrement_ttl(frame, parsed);
-            translate(frame, parsed, Side::Destination, endpoint.address, endpoint.port);
+            let frame = leave(packet, headers, hop, farm)?;
+            decrement_ttl(frame, headers);
+            translate(frame, headers, Side::Destination, endpoint.address, endpoint.port);
             Ok(hop.port)
         }
         Mode::NatReturn => {
             let to = VipPort::from_value(value);
             let vip = farm.vips.get(to.vip as usize).ok_or(DropReason::Inactive)?;
-            let hop = hop_back(parsed, farm)?;
-            let frame = leave(packet, parsed, &hop, farm)?;
-            decrement_ttl(frame, parsed);
-            translate(frame, parsed, Side::Source, vip.address, Some(to.port));
+            let hop = hop_back(packet.data(), headers, farm)?;
+            let frame = leave(packet, headers, &hop, farm)?;
+            decrement_ttl(frame, headers);
+            translate(frame, headers, Side::Source, vip.address, Some(to.port));
             Ok(hop.port)
         }
         Mode::FullNat | Mode::FullNatReturn | Mode::Ipip | Mode::Gue | Mode::FlowId => Err(DropReason::Inactive),
@@ -87,13 +87,11 @@ fn no_hop(endpoint: &Endpoint) -> DropReason {
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
 #[inline]
-fn leave<'p, P: Packet>(
-    packet: &'p mut P,
-    parsed: &Parsed,
+fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers,
     hop: &Hop,
     farm: &Farm,
 ) -> Result<&'p mut [u8], DropReason> {
-    if parsed.ip_len > farm.ports[usize::from(hop.port)].mtu {
+    if headers.ip_len > farm.ports[usize::from(hop.port)].mtu {
         return Err(DropReason::TooBig);
     }
     let frame = packet.data_mut();
@@ -103,28 +101,35 @@ fn leave<'p, P: Packet>(
 
 /// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
 #[inline]
-fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) {
-    let l3 = usize::from(parsed.l3);
-    match parsed.key {
-        Key::V4(_) => {
-            let header = &mut frame[l3..l3 + 20];
-            header[8] -= 1;
-            let check = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
-            let check = (check & 0xffff) + (check >> 16);
-            // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
-            let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
-            header[10] = high;
-            header[11] = low;
-        }
-        Key::V6(_) => frame[l3 + 7] -= 1,
+fn decrement_ttl(frame: &mut [u8], headers: Headers) {
+    let l3 = headers.l3;
+    if headers.v6 {
+        frame[l3 + 7] -= 1;
+        return;
     }
+    let header = &mut frame[l3..l3 + 20];
+    header[8] -= 1;
+    let check = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
+    let check = (check & 0xffff) + (check >> 16);
+    // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
+    let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
+    header[10] = high;
+    header[11] = low;
 }
 
 /// Where the client of a returning packet is.
-fn hop_back(parsed: &Parsed, farm: &Farm) -> Result<Hop, DropReason> {
-    let client = parsed.key.destination();
-    let flow = u64::from(client.port()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    farm.hop_to(client.ip(), flow).map_err(|reason| match reason {
+fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Hop, DropReason> {
+    let at = headers.l3 + if headers.v6 { 24 } else { 16 };
+    let client: IpAddr = if headers.v6 {
+        let mut octets = [0; 16];
+        octets.copy_from_slice(&frame[at..at + 16]);
+        octets.into()
+    } else {
+        [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
+    };
+    let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
+    let flow = u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    farm.hop_to(client, flow).map_err(|reason| match reason {
         NoHop::NoRoute => DropReason::NoRoute,
         NoHop::Unresolved(..) => DropReason::Unresolved,
     })
@@ -139,18 +144,15 @@ enum Side {
 
 /// Replaces address and port of one end; the checksums follow by difference, RFC 1624.
 #[inline]
-fn translate(frame: &mut [u8], parsed: &Parsed, side: Side, address: IpAddr, port: Option<u16>) {
-    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
-    let ports = match parsed.key {
-        Key::V4(key) => key.ports,
-        Key::V6(key) => key.ports,
+fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
+    let Headers { l3, l4, .. } = headers;
+    let port_at = match side {
+        Side::Source => l4,
+        Side::Destination => l4 + 2,
     };
-    let (port_at, old_port) = match side {
-        Side::Source => (l4, source_port(ports)),
-        Side::Destination => (l4 + 2, destination_port(ports)),
-    };
+    let old_port = u16::from_be_bytes([frame[port_at], frame[port_at + 1]]);
     let new_port = port.unwrap_or(old_port);
-    let check_at = l4 + if parsed.key.protocol() == protocol::UDP { 6 } else { 16 };
+    let check_at = l4 + if headers.protocol == protocol::UDP { 6 } else { 16 };
     let old_check = u16::from_be_bytes([frame[check_at], frame[check_at + 1]]);
     let mut check = checksum::update_u16(old_check, old_port, new_port);
     match address {
@@ -172,7 +174,7 @@ fn translate(frame: &mut [u8], parsed: &Parsed, side: Side, address: IpAddr, por
         }
     }
     frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
-    if parsed.key.protocol() == protocol::UDP {
+    if headers.protocol == protocol::UDP {
         // RFC 768: zero says "none", and a sum of zero is sent as all ones.
         if old_check == 0 {
             return;

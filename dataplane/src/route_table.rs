@@ -277,9 +277,19 @@ impl Entry {
 #[derive(Debug, Clone, Copy, FromZeros)]
 #[repr(C, align(32))]
 pub struct Slot4 {
-    addresses: [u32; 2],
+    addresses: u64,
     ports: u32,
     entry: Entry,
+}
+
+impl Slot4 {
+    /// Whether the key of these words is here: see [`flow::FlowHash::route4_words`].
+    #[inline]
+    fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
+        // One expression without a branch in it: the bits that differ, of all fields.
+        let rest = (self.ports ^ ports) | u32::from(self.entry.protocol ^ protocol);
+        (self.addresses ^ addresses) | u64::from(rest) == 0 && !self.is_empty()
+    }
 }
 
 impl Slot for Slot4 {
@@ -290,7 +300,7 @@ impl Slot for Slot4 {
         let mut entry = Entry::new(route, seen);
         entry.protocol = key.protocol;
         Self {
-            addresses: [u32::from_ne_bytes(key.source), u32::from_ne_bytes(key.destination)],
+            addresses: key.addresses(),
             ports: u32::from_ne_bytes(key.ports),
             entry,
         }
@@ -303,17 +313,15 @@ impl Slot for Slot4 {
 
     #[inline]
     fn holds(&self, key: &Key4) -> bool {
-        // One expression without a branch in it: the bits that differ, of all fields. An empty slot holds protocol 0 and differs.
-        let addresses = (self.addresses[0] ^ u32::from_ne_bytes(key.source))
-            | (self.addresses[1] ^ u32::from_ne_bytes(key.destination));
-        let rest = (self.ports ^ u32::from_ne_bytes(key.ports)) | u32::from(self.entry.protocol ^ key.protocol);
-        (addresses | rest) == 0 && !self.is_empty()
+        self.holds_words(key.addresses(), u32::from_ne_bytes(key.ports), key.protocol)
     }
 
     fn key(&self) -> Key4 {
+        let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
+        let (source, destination) = ([a, b, c, d], [e, f, g, h]);
         Key4 {
-            source: self.addresses[0].to_ne_bytes(),
-            destination: self.addresses[1].to_ne_bytes(),
+            source,
+            destination,
             ports: self.ports.to_ne_bytes(),
             protocol: self.entry.protocol,
         }
@@ -509,6 +517,15 @@ impl<S: Slot> RouteTable<S> {
         }
     }
 
+    /// Asks the processor for the line of a hash; the result goes to [`Self::find_at`].
+    #[inline]
+    #[must_use]
+    pub fn prefetch_hash(&self, hash: u64) -> usize {
+        let home = flow::place(hash, self.lines) * S::PER_LINE;
+        weir_cpu::prefetch_write_at(&self.slots, home);
+        home
+    }
+
     /// The entry at a place that [`Self::find`] returned.
     #[inline]
     #[must_use]
@@ -624,6 +641,24 @@ impl<S: Slot> RouteTable<S> {
     /// Steps from one slot forward to another.
     fn distance(&self, from: usize, to: usize) -> usize {
         if to >= from { to - from } else { to + self.slots.len() - from }
+    }
+}
+
+impl RouteTable<Slot4> {
+    /// The entry of the key of these words, from the home that [`Self::prefetch_hash`] returned for its hash.
+    #[inline]
+    pub fn find_words(&mut self, home: usize, addresses: u64, ports: u32, protocol: u8) -> Option<&mut Entry> {
+        let mut index = home;
+        loop {
+            let slot = &self.slots[index];
+            if slot.holds_words(addresses, ports, protocol) {
+                return Some(self.slots[index].entry_mut());
+            }
+            if slot.is_empty() {
+                return None;
+            }
+            index = self.next(index);
+        }
     }
 }
 

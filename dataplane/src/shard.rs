@@ -16,7 +16,7 @@ use crate::farm::{Farm, PortId};
 use crate::flow::place;
 use crate::forwarder::{Fate, Fates, Forwarder};
 use crate::packet::{BURST, Burst, Packet, Queue};
-use crate::parse::Parsed;
+use crate::parse::{Parsed, parse};
 use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
@@ -310,14 +310,19 @@ impl<Q: Queue> Shard<Q> {
 
     #[inline]
     fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
-        let mut done = Fates::default();
+        let mut done = Fates::new();
         self.forwarder.forward(burst, port, &self.farm, millis(now), &mut done);
         self.tell_notices();
-        for ((packet, fate), parsed) in burst.drain(..).zip(&done.fates).zip(&done.parsed) {
-            if let Fate::Send(out) = fate {
-                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *out);
-            } else {
-                self.settle(packet, *parsed, port, *fate);
+        let mac = self.farm.ports[usize::from(port)].mac;
+        for (packet, fate) in burst.drain(..).zip(&done) {
+            match fate {
+                Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *out),
+                Fate::Drop(reason) => self.forwarder.drops.count(*reason),
+                // What is needed of the headers is read again: this is the rare case.
+                fate => match parse(packet.data(), mac) {
+                    Ok(parsed) => self.settle(packet, parsed, port, *fate),
+                    Err(reason) => self.forwarder.drops.count(reason),
+                },
             }
         }
     }
