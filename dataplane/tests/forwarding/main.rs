@@ -10,11 +10,14 @@
     reason = "small numbers of a test's own making"
 )]
 
+mod any_bytes;
 mod decisions;
 mod farm_changes;
 mod frames;
 mod lab;
 mod life;
+mod moving;
 mod nat;
+mod pressure;
 mod sessions;
 mod shards;
