@@ -22,6 +22,7 @@ pub mod forwarder;
 pub mod packet;
 pub mod parse;
 pub mod plumbing;
+pub mod remote;
 pub mod responder;
 pub mod rewrite;
 pub mod route_table;
