@@ -26,6 +26,44 @@ fn moving_loses_nothing() {
     move_under_traffic(Mode::Nat, Family::V6);
 }
 
+#[test]
+fn what_nobody_takes_stays() {
+    let mut lab = Lab::plain(Mode::Dsr);
+    let (commands, receiver) = unbounded();
+    let mut core = Core::new(receiver, Arc::clone(&lab.farms));
+    let mut send = |command| {
+        let revision = core.revision();
+        commands.send(command).unwrap();
+        core.turn(lab.now);
+        core.revision() != revision
+    };
+    assert!(send(Command::AddShard(Box::new(lab.shards.pop().unwrap()))));
+    assert!(!send(Command::AddClassifier(Box::new(lab.seats.pop().unwrap()))));
+    let (to, given) = bounded(1);
+    drop(given);
+    send(Command::TakeShard(0, to));
+    let (to, given) = bounded(1);
+    drop(given);
+    send(Command::TakeClassifier(0, to));
+    // One that is not here is not given: who asked hears that nothing comes.
+    let (to, given) = bounded(1);
+    send(Command::TakeShard(1, to));
+    assert!(given.recv().is_err());
+    let (to, given) = bounded(1);
+    send(Command::TakeClassifier(1, to));
+    assert!(given.recv().is_err());
+    assert_eq!((core.shards().collect::<Vec<_>>(), core.queues().count()), (vec![0], 2));
+    lab.arrive(0, 0, &syn(Family::V4, 1, HTTP));
+    for _ in 0..3 {
+        core.turn(lab.now);
+    }
+    assert_eq!(lab.wire.seen().len(), 1);
+    commands.send(Command::Stop).unwrap();
+    assert_eq!(core.turn(lab.now), Turn::Stopped);
+    let (shards, seats) = core.into_parts();
+    assert_eq!((shards.len(), seats.len()), (1, 1));
+}
+
 /// Two threads with a core each; the clock is the test's.
 struct Threads {
     commands: [Sender<Command<End>>; 2],
