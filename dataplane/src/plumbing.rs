@@ -18,13 +18,14 @@
 //! | `Keepalive` | when nothing else was said for a while | nothing | harmless |
 //!
 //! Notices and plumbs have a sequence each, from 1, in which they are delivered exactly once; at most
-//! [`WINDOW`](crate::remote::WINDOW) of them are on their way, and an acknowledgement counts for all up to its number. A divert and
-//! an answer name the last notice or plumb about their own flow (`after`): who has not been through that one ignores them, and they
-//! come again. So a divert never overtakes the end of its tuple's former connection, nor an answer a deletion.
+//! [`WINDOW`](crate::remote::WINDOW) of them are on their way, and an acknowledgement counts for all up to its number. Only what
+//! its receiver has dealt with is acknowledged. A divert and an answer name the last unacknowledged notice or plumb about their own
+//! flow (`after`): who has not been through that one ignores them, and they come again. So a divert never overtakes the end of its
+//! tuple's former connection, nor an answer a deletion.
 //!
 //! Lives: an envelope says `from` which incarnation `to` which one it goes. One from a former life, or to one, changes nothing; the
 //! receiver introduces itself in return. A new life of the peer begins with its `Hello`: sequences start again from 1, with what the
-//! former life had not acknowledged, and cookies of the former life mean nothing.
+//! former life had not acknowledged, open questions are asked again, and cookies that the former life gave mean nothing.
 //!
 //! An [`EndpointId`] in a route is the same endpoint to both ends only if both have the same list of endpoints.
 //!

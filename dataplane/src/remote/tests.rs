@@ -1,6 +1,6 @@
 //! Both ends over a simulated network that loses, repeats and reorders, in virtual time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -181,6 +181,8 @@ struct Simulation {
     obeyed: Vec<Plumb>,
     /// How many notices about its flow were told before each question.
     told_before: HashMap<u64, usize>,
+    /// Questions that this life of the classifier was asked.
+    seen: HashSet<u64>,
     restarted: bool,
 }
 
@@ -209,6 +211,7 @@ impl Simulation {
             ordered: Vec::new(),
             obeyed: Vec::new(),
             told_before: HashMap::new(),
+            seen: HashSet::new(),
             restarted: false,
         }
     }
@@ -277,6 +280,7 @@ impl Simulation {
                     let heard = self.heard.iter().filter(|notice| notice.key == question.ask.key).count();
                     let before = self.told_before[&question.ask.client];
                     assert!(heard >= before || self.restarted, "a question has overtaken a notice about its flow");
+                    assert!(self.seen.insert(question.ask.client), "a question is asked twice");
                     let pause = self.dice(15);
                     self.thinking.push((self.now.0 + pause, question));
                 }
@@ -332,6 +336,7 @@ impl Simulation {
     fn restart_classifier(&mut self) {
         self.classifier = ClassifierEnd::new(5, &settings(2, 501));
         self.thinking.clear();
+        self.seen.clear();
         self.heard_before = std::mem::take(&mut self.heard);
         self.ordered.clear();
         self.obeyed.clear();
