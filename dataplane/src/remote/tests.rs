@@ -359,7 +359,8 @@ impl Simulation {
         assert!(self.heard_before.len() + self.heard.len() >= self.told.len(), "without a gap");
         // The old life's last orders may have been under way.
         assert!(self.obeyed.ends_with(&self.ordered), "plumbs of the new life");
-        assert_eq!(self.forwarder.counters().lives, 2);
+        // A short first life may have lost every greeting.
+        assert!(self.forwarder.counters().lives == 2 || self.heard_before.is_empty(), "both lives were seen");
         self.check_nothing_is_left();
     }
 
