@@ -92,6 +92,29 @@ fn an_interface_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_second_unit_on_the_same_socket_is_refused_before_it_takes_packets() {
+    require_root();
+    let scratch = Scratch::new("second");
+    let file = scratch.config(&GOOD.replace("no-such-if0", "lo"));
+    let _first = std::os::unix::net::UnixListener::bind(scratch.0.join("weir.sock")).expect("a socket");
+    let done = alone().arg(weir_path()).args(["run", "--config"]).arg(file).output().expect("unshare");
+    assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+    assert!(text(&done).contains("belongs to a unit that is running"), "{}", text(&done));
+    assert!(!text(&done).contains("unit runs"), "{}", text(&done));
+}
+
+#[test]
+fn replay_wants_the_addresses_of_ports() {
+    let scratch = Scratch::new("no-addresses");
+    let file = scratch.config(&GOOD.replace(", addresses: [192.0.2.1/24]", ""));
+    let done =
+        weir().args(["replay", "--in", "/nonexistent/in.pcap", "--config"]).arg(file).output().expect("weir starts");
+    assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+    assert!(text(&done).contains("port net0 has no `addresses`"), "{}", text(&done));
+    assert_no_panic(&done);
+}
+
+#[test]
 fn huge_pages_that_are_not_there_are_asked_for() {
     require_root();
     let scratch = Scratch::new("hugepages");

@@ -36,14 +36,20 @@ fn nat_serves_ipv6() {
 fn serves(name: &str, options: &[&str]) {
     let farm = Farm::new(name);
     let results = farm.results_path();
-    let mut lab = farm.lab(&[]);
-    lab.args(options).args(["--duration", "3s", "--json"]).arg(&results).arg("--bin-dir").arg(bin_dir());
-    expect_success(&lab.output().expect("scripts/lab starts"));
-    let results = read_json(&results);
-    for load in results["loads"].as_array().expect("loads") {
-        assert_eq!(load["failures"], 0, "{load}");
+    // A machine that is busy with other things makes too few connections in the first time.
+    for duration in ["3s", "10s", "30s"] {
+        let mut lab = farm.lab(&[]);
+        lab.args(options).args(["--duration", duration, "--json"]).arg(&results).arg("--bin-dir").arg(bin_dir());
+        expect_success(&lab.output().expect("scripts/lab starts"));
+        let results = read_json(&results);
+        for load in results["loads"].as_array().expect("loads") {
+            assert_eq!(load["failures"], 0, "{load}");
+        }
+        if connections(&results) >= ENOUGH {
+            return assert_spread(&results);
+        }
     }
-    assert_spread(&results);
+    panic!("fewer than {ENOUGH} connections in 30 s");
 }
 
 #[test]
@@ -308,13 +314,20 @@ fn bin_dir() -> PathBuf {
 /// New connections within 5 % of what the capacities say.
 fn assert_spread(results: &Value) {
     let shares = results["shares"].as_object().expect("shares");
-    let connections: u64 = shares.values().map(|share| share[0].as_u64().expect("connections")).sum();
-    assert!(connections >= 2000, "only {connections} connections");
     for (host, share) in shares {
         let (got, due) = (share[1].as_f64().expect("share"), share[2].as_f64().expect("capacity"));
         assert!((got - due).abs() <= 0.05 * due, "{host}: {got:.2} % of the connections, {due:.2} % of the capacity");
     }
 }
+
+/// How many connections the hosts saw in the load with a connection per request.
+fn connections(results: &Value) -> u64 {
+    let shares = results["shares"].as_object().expect("shares");
+    shares.values().map(|share| share[0].as_u64().expect("connections")).sum()
+}
+
+/// Connections below which shares say little.
+const ENOUGH: u64 = 2000;
 
 fn difference(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     now.iter().map(|(host, count)| (host.clone(), count - before.get(host).copied().unwrap_or(0))).collect()

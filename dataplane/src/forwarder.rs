@@ -592,9 +592,14 @@ fn renew<S: Slot>(table: &mut RouteTable<S>, home: usize, key: &S::Key, farm: &F
 /// Removes a route and its other direction, if it has one.
 fn remove_pair<S: Slot>(table: &mut RouteTable<S>, index: usize, farm: &Farm) {
     let key = table.key(index);
-    let other = other_key(&S::widen(key), table.entry(index).action(), farm);
+    let action = table.entry(index).action();
+    let other = other_key(&S::widen(key), action, farm);
     table.remove(index);
-    if let Some(index) = other.and_then(|key| S::narrow(&key)).and_then(|key| table.find(&key)) {
+    if let Some(other) = other.and_then(|key| S::narrow(&key))
+        && let Some(index) = table.find(&other)
+        // Two flows of one client port may have met at one endpoint: the way back is the later one's.
+        && client_flow(&S::widen(other), table.entry(index).action(), farm) == client_flow(&S::widen(key), action, farm)
+    {
         table.remove(index);
     }
 }

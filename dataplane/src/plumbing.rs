@@ -5,8 +5,32 @@
 //!
 //! # Wire format, version 1
 //!
-//! One message a datagram or frame: a version byte, then the message in postcard's encoding (variants by index, integers as
-//! LEB128, addresses as bytes). Fields are only ever added at the end of the enum; another version is refused.
+//! One [`Envelope`] a datagram or frame: a version byte, then who speaks to whom and the message in postcard's encoding (variants by
+//! index, integers as LEB128, addresses as bytes). Variants are only ever added at the end of the enum; another version is refused.
+//!
+//! | message | repeated | acknowledged by | received again |
+//! |---|---|---|---|
+//! | `Hello` | until the other end has spoken to this life of ours | any envelope `to` this life | harmless |
+//! | `Divert` | a bounded number of times, then the question goes to the next classifier | `Answer` with its cookie | the same answer again |
+//! | `Answer` | when its `Divert` comes again | nothing | an unknown cookie: ignored |
+//! | `Notice`, `Plumb` | until acknowledged, as long as the peer is heard | `Acknowledge` | acknowledged again, not delivered again |
+//! | `Acknowledge` | when something sequenced comes again | nothing | harmless |
+//! | `Keepalive` | when nothing else was said for a while | nothing | harmless |
+//!
+//! Notices and plumbs have a sequence each, from 1, in which they are delivered exactly once; at most
+//! [`WINDOW`](crate::remote::WINDOW) of them are on their way, and an acknowledgement counts for all up to its number. Only what
+//! its receiver has dealt with is acknowledged. A divert and an answer name the last unacknowledged notice or plumb about their own
+//! flow (`after`): who has not been through that one ignores them, and they come again. So a divert never overtakes the end of its
+//! tuple's former connection, nor an answer a deletion.
+//!
+//! Lives: an envelope says `from` which incarnation `to` which one it goes. One from a former life, or to one, changes nothing; the
+//! receiver introduces itself in return. A new life of the peer begins with its `Hello`: sequences start again from 1, with what the
+//! former life had not acknowledged, open questions are asked again, and cookies that the former life gave mean nothing.
+//!
+//! An [`EndpointId`] in a route is the same endpoint to both ends only if both have the same list of endpoints.
+//!
+//! Nothing here is authenticated. The tag and the number for a replay window go around the encoded envelope: they fence whole
+//! datagrams before anything is decoded, and leave these rules as they are.
 
 use serde::{Deserialize, Serialize};
 use weir_identity::{EndpointId, Incarnation, UnitId};
@@ -26,7 +50,7 @@ pub struct Ask {
     pub opens: bool,
     /// A RST or FIN.
     pub closes: bool,
-    /// It opens a connection on the route of one that is closing.
+    /// It opens a connection on the route of one that is closing or out of time.
     pub zombie: bool,
 }
 
@@ -149,6 +173,8 @@ pub enum Message {
         ask: Ask,
         /// The packet's first bytes, from the Ethernet header.
         head: Vec<u8>,
+        /// The last notice about this flow, which has to be heard first; 0 if all have been.
+        after: u64,
     },
     /// Classifier: what becomes of it.
     Answer {
@@ -158,6 +184,8 @@ pub enum Message {
         key: Key,
         /// The verdict.
         verdict: Verdict,
+        /// The last plumb about this flow, which has to be obeyed first; 0 if all have been.
+        after: u64,
     },
     /// Forwarder: sequenced, and repeated until it is acknowledged.
     Notice {
@@ -180,6 +208,17 @@ pub enum Message {
     },
     /// Either side, when nothing else was said for a while.
     Keepalive,
+}
+
+/// A message with who speaks to whom: what goes over the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The life of the unit that speaks.
+    pub from: Incarnation,
+    /// The life of the unit it speaks to, as far as it knows; 0 if it does not.
+    pub to: Incarnation,
+    /// What it says.
+    pub message: Message,
 }
 
 /// The version of the wire format.
@@ -205,8 +244,8 @@ pub enum DecodeError {
     Malformed(postcard::Error),
 }
 
-impl Message {
-    /// The message as bytes.
+impl Envelope {
+    /// The envelope as bytes.
     ///
     /// # Errors
     ///
@@ -217,7 +256,7 @@ impl Message {
         Ok(&buffer[..length])
     }
 
-    /// Reads a message.
+    /// Reads an envelope.
     ///
     /// # Errors
     ///
@@ -251,9 +290,9 @@ mod tests {
         let ask = Ask { key, client: 7, opens: true, closes: false, zombie: false };
         vec![
             Message::Hello { unit: UnitId(1), incarnation: Incarnation(2) },
-            Message::Divert { cookie: 9, ask, head: vec![1; 128] },
-            Message::Answer { cookie: 9, key, verdict: Verdict::Install { route, replace: false } },
-            Message::Answer { cookie: 9, key, verdict: Verdict::Reset(Refusal::NoEndpoint) },
+            Message::Divert { cookie: 9, ask, head: vec![1; 128], after: 0 },
+            Message::Answer { cookie: 9, key, verdict: Verdict::Install { route, replace: false }, after: 0 },
+            Message::Answer { cookie: 9, key, verdict: Verdict::Reset(Refusal::NoEndpoint), after: 300 },
             Message::Notice { sequence: 1, notice: Notice { key, event: Event::Expired } },
             Message::Plumb { sequence: 1, plumb: Plumb::Replace(key, route) },
             Message::Plumb { sequence: 2, plumb: Plumb::Delete(key.reversed()) },
@@ -266,19 +305,20 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         for message in messages() {
             let mut buffer = [0; MAX_BYTES];
-            let bytes = message.encode(&mut buffer).unwrap();
-            assert_eq!(Message::decode(bytes), Ok(message.clone()));
+            let envelope = Envelope { from: Incarnation(1_790_000_000_000), to: Incarnation(0), message };
+            let bytes = envelope.encode(&mut buffer).unwrap();
+            assert_eq!(Envelope::decode(bytes), Ok(envelope.clone()));
             for cut in 0..bytes.len() {
-                assert!(Message::decode(&bytes[..cut]).is_err(), "{message:?} cut at {cut}");
+                assert!(Envelope::decode(&bytes[..cut]).is_err(), "{envelope:?} cut at {cut}");
             }
         }
     }
 
     #[test]
     fn other_versions_are_refused() {
-        assert_eq!(Message::decode(&[2, 0]), Err(DecodeError::Version(2)));
-        assert_eq!(Message::decode(&[]), Err(DecodeError::Empty));
-        assert_eq!(Message::decode(&[1; MAX_BYTES + 1]), Err(DecodeError::TooLong(MAX_BYTES + 1)));
+        assert_eq!(Envelope::decode(&[2, 0]), Err(DecodeError::Version(2)));
+        assert_eq!(Envelope::decode(&[]), Err(DecodeError::Empty));
+        assert_eq!(Envelope::decode(&[1; MAX_BYTES + 1]), Err(DecodeError::TooLong(MAX_BYTES + 1)));
     }
 
     proptest! {
@@ -286,8 +326,8 @@ mod tests {
         fn any_bytes_are_safe(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut versioned = vec![VERSION];
             versioned.extend(&bytes);
-            let _ = Message::decode(&bytes);
-            let _ = Message::decode(&versioned);
+            let _ = Envelope::decode(&bytes);
+            let _ = Envelope::decode(&versioned);
         }
     }
 }

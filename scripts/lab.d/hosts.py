@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from pathlib import Path
 
 from processes import LabError, run, wait_until
 
@@ -58,6 +59,13 @@ def prepare(state, topology):
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=topology.host_port))
 
 
+def attach_decap(state, topology, host):
+    """Lets the host take off what the unit puts around its packets."""
+    sources = [word for _, _, *nets in topology.unit_ports for net in nets for word in ("--source", net.split("/")[0])]
+    decap = Path(state.data["bin_dir"]) / "weir-decap"
+    run(["ip", "netns", "exec", host.namespace, decap, "attach", "eth0", *sources])
+
+
 def start(state, topology, host):
     """Starts one host's nginx and waits until it answers in its own namespace."""
     folder = folder_of(state, host)
@@ -87,9 +95,7 @@ def revive(state, topology, host):
     """Brings a killed host back."""
     run(["ip", "-n", host.namespace, "link", "set", "eth0", "up"])
     run(["ip", "-n", host.namespace, "address", "replace", f"{host.ipv6}/64", "dev", "eth0", "nodad"])
-    if topology.two_sided:
-        run(["ip", "-n", host.namespace, "route", "replace", "default", "via", "10.81.0.1"])
-        run(["ip", "-n", host.namespace, "-6", "route", "replace", "default", "via", "fd81::1"])
+    topology.host_routes(host)
     start(state, topology, host)
 
 

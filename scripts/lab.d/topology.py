@@ -3,6 +3,9 @@
 dsr: one segment. The VIP is on-link, every host carries it on its loopback and stays silent about it.
 nat: the unit stands between the clients' segment and the hosts'. The VIP is behind the unit's address, the hosts' way
 back leads through the unit.
+full-nat: as nat, but the hosts know no way to the clients: they answer the unit's pool addresses on their own segment.
+ipip, gue: as dsr, but the unit's packets come to the hosts in tunnels, which weir-decap takes off; the hosts advertise an MSS
+that leaves room for the tunnel's header.
 """
 
 from dataclasses import dataclass, field
@@ -63,7 +66,17 @@ class Topology:
     @property
     def two_sided(self):
         """Whether the unit has a port of its own for the hosts."""
-        return self.mode == "nat"
+        return self.mode in ("nat", "full-nat")
+
+    @property
+    def tunnelled(self):
+        """Whether the hosts get packets in tunnels."""
+        return self.mode in ("ipip", "gue")
+
+    @property
+    def pools(self):
+        """Source addresses for the hosts' side, by the services' names."""
+        return {"web": "10.81.0.200/30", "web6": "fd81::200/126"} if self.mode == "full-nat" else {}
 
     @property
     def client(self):
@@ -168,14 +181,26 @@ class Topology:
         segment = "hosts" if self.two_sided else "clients"
         self._plug(host.namespace, "eth0", segment, f"{host.ipv4}/24", f"{host.ipv6}/64", f"host{host.id}")
         checksums_in_software(host.namespace, "eth0")
-        if self.two_sided:
-            ip(host.namespace, "route add default via 10.81.0.1", "route add default via fd81::1")
-        else:
+        self.host_routes(host)
+        if not self.two_sided:
             sysctl(host.namespace, "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")
             ip(
                 host.namespace,
                 f"address add {self.vips[0]}/32 dev lo",
                 f"address add {self.vips[1]}/128 dev lo nodad",
+            )
+
+    def host_routes(self, host):
+        """A host's routes, which it loses with its link."""
+        if self.mode == "nat":
+            ip(host.namespace, "route replace default via 10.81.0.1", "route replace default via fd81::1")
+        elif self.tunnelled:
+            # The SYN-ACK goes straight to the client: only the host can leave room for the tunnel's header.
+            extra = 12 if self.mode == "gue" else 0
+            ip(
+                host.namespace,
+                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {1440 - extra}",
+                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {1400 - extra}",
             )
 
     def down(self):

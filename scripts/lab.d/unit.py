@@ -25,7 +25,7 @@ dataplane:
   routes: {{ ipv4: 200000, ipv6: 200000 }}
 ports:
 {ports}
-hosts:
+{pools}hosts:
 {hosts}
 services:
 {services}
@@ -36,7 +36,7 @@ SERVICE = """  - id: {id}
     vip: "{vip}"
     protocol: tcp
     ports: 80
-    mode: {mode}
+    mode: {mode}{pool}
     select: tokens
     take: greatest
     tokens: 100
@@ -49,10 +49,10 @@ SERVICE = """  - id: {id}
 
 def build(repository, say):
     """Builds the release binaries, with cargo's own progress, and returns their folder."""
-    say("building weir and weirctl (release; minutes on a cold start)")
+    say("building weir, weirctl and weir-decap (release; minutes on a cold start)")
     try:
         built = subprocess.run(
-            ["cargo", "build", "--release", "-p", "weir", "-p", "weirctl"],
+            ["cargo", "build", "--release", "-p", "weir", "-p", "weirctl", "-p", "weir-host-bpf"],
             cwd=repository,
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -86,7 +86,14 @@ def write_config(state, topology, port_type, queues):
                 f'      - {{ host: {host.name}, address: "{address}"{port}, capacity: {host.capacity} }}'
             )
         services.append(
-            SERVICE.format(id=number, name=name, vip=vip, mode=topology.mode, endpoints="\n".join(endpoints))
+            SERVICE.format(
+                id=number,
+                name=name,
+                vip=vip,
+                mode=topology.mode,
+                pool=f"\n    pool: {name}" if topology.pools else "",
+                endpoints="\n".join(endpoints),
+            )
         )
     config_path(state).write_text(
         CONFIG.format(
@@ -96,6 +103,11 @@ def write_config(state, topology, port_type, queues):
             cpus=cpus,
             classifier_cpus=cpus[-1:],
             ports="\n".join(ports),
+            pools="".join(
+                ["pools:\n"] + [f'  - {{ name: {n}, addresses: ["{a}"] }}\n' for n, a in topology.pools.items()]
+                if topology.pools
+                else []
+            ),
             hosts="\n".join(f"  - {{ id: {h.id}, name: {h.name}, address: {h.ipv4} }}" for h in topology.hosts),
             services="\n".join(services),
         )

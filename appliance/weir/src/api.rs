@@ -13,7 +13,7 @@ use weir_dataplane::flow::{FlowHash, Key, place, protocol};
 use weir_health_load::{Directive, Health};
 use weir_identity::{EndpointId, HostId};
 
-use crate::control::{Shared, statistics};
+use crate::control::{Shared, link_is_up, statistics};
 use crate::core_thread::{AskError, uptime};
 use crate::knowledge::{Knowledge, Known};
 use crate::routes;
@@ -96,7 +96,15 @@ impl Api {
 impl UnitApi for Api {
     async fn status(&self) -> Result<Status, ApiError> {
         let shared = &self.shared;
-        let macs = shared.knowledge.lock().macs.clone();
+        let (macs, kernel) = {
+            let knowledge = shared.knowledge.lock();
+            (knowledge.macs.clone(), knowledge.kernel.clone())
+        };
+        // A driver over an interface does not notice when that goes; the kernel does.
+        let link_up = |settings| match (crate::knowledge::interface(settings), &kernel) {
+            (Some(interface), Some(kernel)) => link_is_up(kernel, interface) == Some(true),
+            _ => true,
+        };
         let ports = shared.config.ports.iter().zip(&shared.ports).zip(&macs).map(|((settings, ports), mac)| {
             let sums = statistics(ports);
             let of = |name: &str| sums.get(name).copied().unwrap_or(0);
@@ -104,7 +112,7 @@ impl UnitApi for Api {
                 name: settings.name.clone(),
                 device: device_name(&settings.device),
                 mac: weir_dataplane::wire::ethernet::MacAddress(*mac).to_string(),
-                link_up: ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+                link_up: link_up(settings) && ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
                 rx: PortCounters {
                     packets: of("rx_packets"),
                     bytes: of("rx_bytes"),

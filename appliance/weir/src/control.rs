@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
-use weir_admin::ServeError;
+use weir_admin::AdminSocket;
 use weir_config::{Config, ProbeKind};
 use weir_dataplane::farm::Farm;
 use weir_dpdk::{Mempool, Port};
@@ -46,6 +46,8 @@ pub struct Unit {
     pub pool: Mempool,
     /// Set by a core that panicked.
     pub failed: Arc<AtomicBool>,
+    /// Where the operator asks.
+    pub admin: AdminSocket,
 }
 
 /// Why the control plane did not start.
@@ -56,13 +58,10 @@ pub enum ControlError {
     Runtime(std::io::Error),
     /// A port's twin.
     #[error(transparent)]
-    Twin(#[from] crate::twin::TwinError),
+    Twin(#[from] Box<crate::twin::TwinError>),
     /// The kernel's tables.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
-    /// The admin socket.
-    #[error(transparent)]
-    Admin(#[from] ServeError),
     /// A probe.
     #[error(transparent)]
     Probe(#[from] ProbeStateError),
@@ -162,7 +161,7 @@ pub fn run(unit: Unit) -> Result<Arc<Shared>, ControlError> {
         .enable_all()
         .build()
         .map_err(ControlError::Runtime)?;
-    let Unit { config, incarnation, knowledge, farms, standings, cores, ports, pool, failed } = unit;
+    let Unit { config, incarnation, knowledge, farms, standings, cores, ports, pool, failed, admin } = unit;
     let shared = Arc::new(Shared {
         config,
         incarnation,
@@ -174,16 +173,16 @@ pub fn run(unit: Unit) -> Result<Arc<Shared>, ControlError> {
         pool,
         standings,
     });
-    runtime.block_on(serve(&shared, &failed))?;
+    runtime.block_on(serve(&shared, &failed, admin))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(shared)
 }
 
-async fn serve(shared: &Arc<Shared>, failed: &AtomicBool) -> Result<(), ControlError> {
+async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -> Result<(), ControlError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ControlError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Runtime)?;
 
-    crate::twin::prepare(&shared.config).await?;
+    crate::twin::prepare(&shared.config).await.map_err(Box::new)?;
     let interfaces: Vec<String> =
         shared.config.ports.iter().filter_map(crate::knowledge::interface).map(str::to_owned).collect();
     let mirror = if interfaces.is_empty() { None } else { Some(KernelMirror::start(Options::new(interfaces)).await?) };
@@ -196,7 +195,6 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool) -> Result<(), ControlE
     let (changes, mut health) = mpsc::channel(64);
     let probes = Probes::spawn(targets(shared), changes)?;
 
-    let socket = weir_admin::AdminSocket::bind(&shared.config.admin.socket)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = Arc::new(Api::new(Arc::clone(shared)));
     let admin = tokio::spawn(socket.serve(api, async {
@@ -244,6 +242,19 @@ async fn next_snapshot(snapshots: &mut Option<Snapshots>) -> Option<Arc<weir_net
 fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netlink::Snapshot>) {
     let mut knowledge = shared.knowledge.lock();
     debug!(generation = snapshot.generation, neighbours = snapshot.neighbours.len(), "the kernel's tables changed");
+    for index in 0..knowledge.config.ports.len() {
+        let Some(interface) = knowledge.interface(index) else { continue };
+        let was = knowledge.kernel.as_ref().and_then(|before| link_is_up(before, interface));
+        let is = link_is_up(&snapshot, interface);
+        match is {
+            None if was.is_some() || knowledge.kernel.is_none() => {
+                warn!(interface, "the interface is gone; the unit has to be restarted once it is back");
+            }
+            Some(false) if was != is => warn!(interface, "the interface is down or has no carrier"),
+            Some(true) if was == Some(false) => info!(interface, "the interface is up"),
+            _ => {}
+        }
+    }
     knowledge.kernel = Some(snapshot);
     for (port, address) in knowledge.wanted_neighbours() {
         if let Some(interface) = knowledge.interface(usize::from(port)) {
@@ -251,6 +262,12 @@ fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netl
         }
     }
     shared.publish(&mut knowledge);
+}
+
+/// Whether an interface is up with a carrier; `None` if there is none of this name.
+#[must_use]
+pub fn link_is_up(snapshot: &weir_netlink::Snapshot, interface: &str) -> Option<bool> {
+    snapshot.links.iter().find(|link| link.name == interface).map(|link| link.up)
 }
 
 /// What the YAML wants to be probed.

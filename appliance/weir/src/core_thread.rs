@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use core_affinity::CoreId;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use tracing::{error, warn};
@@ -276,10 +276,7 @@ impl Drop for Cores {
 }
 
 fn receive<T>(from: &Receiver<T>) -> Option<T> {
-    match from.recv_timeout(PATIENCE) {
-        Ok(value) => Some(value),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    from.recv_timeout(PATIENCE).ok()
 }
 
 /// What one thread runs.

@@ -178,6 +178,15 @@ pub enum PortsError {
     NotRoot,
 }
 
+/// Whether this process may open ports at all.
+///
+/// # Errors
+///
+/// [`PortsError::NotRoot`].
+pub fn require_root() -> Result<(), PortsError> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { Err(PortsError::NotRoot) }
+}
+
 /// Starts DPDK and all ports.
 ///
 /// # Errors
@@ -185,9 +194,6 @@ pub enum PortsError {
 /// [`PortsError`], each with what to do about it.
 pub fn open(config: &Config) -> Result<Opened, PortsError> {
     let settings = &config.dataplane;
-    if !rustix::process::geteuid().is_root() {
-        return Err(PortsError::NotRoot);
-    }
     for port in &config.ports {
         let source = |source| PortsError::Device { port: port.name.clone(), source };
         device(&port.device).check().map_err(source)?;

@@ -94,6 +94,12 @@ pub enum ReplayError {
         /// The ports that there are.
         have: String,
     },
+    /// A port without addresses: replay has no kernel to ask for them.
+    #[error("port {port} has no `addresses`: replay asks no kernel, so the YAML has to say what its links are")]
+    NoAddresses {
+        /// The YAML's name of the port.
+        port: String,
+    },
     /// The unit's parts cannot be made.
     #[error(transparent)]
     Assembly(#[from] unit::AssemblyError),
@@ -113,6 +119,9 @@ pub fn run(config: Config, replay: &Replay) -> Result<Outcome, ReplayError> {
             ReplayError::UnknownPort { name: name.clone(), have: have.join(", ") }
         }),
     };
+    if let Some(port) = config.ports.iter().find(|port| port.addresses.is_empty()) {
+        return Err(ReplayError::NoAddresses { port: port.name.clone() });
+    }
     let mut frames = Vec::new();
     for (name, path) in &replay.inputs {
         let port = port_of(name)?;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tracing::info;
+use weir_admin::{AdminSocket, ServeError};
 use weir_config::Config;
 use weir_cpu::MapError;
 use weir_dataplane::classifier::{self, Classifier};
@@ -54,6 +55,9 @@ pub enum AssemblyError {
 /// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
 pub type PortEnds<Q> = (Result<Q, usize>, Twin<Q>);
 
+/// All shards, and all classifiers in their seats.
+pub type Assembled<Q> = (Vec<Shard<Q>>, Vec<ClassifierSeat<<Q as Queue>::Packet>>);
+
 impl Assembly<'_> {
     /// Makes all shards and classifiers with the rings between them; `port(shard, port)` gives each shard its end of each port.
     ///
@@ -63,7 +67,7 @@ impl Assembly<'_> {
     pub fn assemble<Q: Queue>(
         &self,
         mut port: impl FnMut(usize, usize) -> PortEnds<Q>,
-    ) -> Result<(Vec<Shard<Q>>, Vec<ClassifierSeat<Q::Packet>>), AssemblyError> {
+    ) -> Result<Assembled<Q>, AssemblyError> {
         let settings = &self.config.dataplane;
         let hash = FlowHash::new(self.seed);
         let (shards, classifiers) = (settings.shards, settings.classifiers);
@@ -124,6 +128,9 @@ pub enum UnitError {
     /// DPDK or a port.
     #[error(transparent)]
     Ports(#[from] PortsError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] ServeError),
     /// A table.
     #[error(transparent)]
     Assembly(#[from] AssemblyError),
@@ -146,6 +153,9 @@ pub enum UnitError {
 pub fn run(config: Config) -> Result<(), UnitError> {
     let config = Arc::new(config);
     let incarnation = incarnation();
+    ports::require_root()?;
+    // Before the ports: a second unit by mistake must not take packets from the one that runs.
+    let admin = AdminSocket::bind(&config.admin.socket)?;
     let opened = ports::open(&config)?;
     let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
     let generation = knowledge.next_generation();
@@ -177,6 +187,7 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         ports: opened.ports,
         pool: opened.pool,
         failed,
+        admin,
     };
     let unit = control::run(unit)?;
     let panicked = unit.cores.stop();

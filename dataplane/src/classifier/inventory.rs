@@ -133,3 +133,78 @@ fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32)
 const ROUTED: u8 = 1;
 const EVICTION_SAMPLE: usize = 32;
 const EVICTION_ROUNDS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use weir_identity::EndpointId;
+
+    use super::*;
+    use crate::flow::{Key4, Key6, protocol};
+    use crate::route_table::{Action, Mode};
+
+    const TIMEOUTS: IdleTimeouts = IdleTimeouts([10, 1_000, 100, 50, 10]);
+
+    fn keys(n: u8) -> [Key; 2] {
+        let v4 =
+            Key4 { source: [10, 0, 0, n], destination: [10, 9, 0, 1], ports: [9, n, 0, 80], protocol: protocol::TCP };
+        let v6 = Key6 { source: [n; 16], destination: [9; 16], ports: [9, n, 0, 80], protocol: protocol::TCP };
+        [Key::V4(v4), Key::V6(v6)]
+    }
+
+    fn route(endpoint: u32, state: State) -> Route {
+        Route { action: Action::Send { endpoint: EndpointId(endpoint), mode: Mode::Nat, value: 0 }, state }
+    }
+
+    fn inventory() -> Inventory {
+        Inventory::new(4, 4, &FlowHash::new(1)).unwrap()
+    }
+
+    #[test]
+    fn a_routed_session_lives_until_its_forwarder_says_otherwise() {
+        for key in keys(1) {
+            let mut inventory = inventory();
+            inventory.put(&key, route(1, State::Opening), 0);
+            inventory.sweep(100, 5_000, &TIMEOUTS);
+            assert_eq!(inventory.find(&key, 5_000, &TIMEOUTS), Some(route(1, State::Opening)));
+            inventory.confirm(&key);
+            inventory.mark_unrouted(&key, 5_000);
+            assert_eq!(inventory.find(&key, 6_000, &TIMEOUTS), Some(route(1, State::Established)));
+            assert_eq!(inventory.find(&key, 6_001, &TIMEOUTS), None, "out of time is a miss before the sweep");
+            inventory.sweep(100, 6_001, &TIMEOUTS);
+            assert_eq!(inventory.len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_late_confirmation_does_not_open_a_closing_connection() {
+        for key in keys(1) {
+            let mut inventory = inventory();
+            inventory.put(&key, route(1, State::Opening), 0);
+            inventory.close(&key);
+            inventory.confirm(&key);
+            assert_eq!(inventory.find(&key, 0, &TIMEOUTS).unwrap().state, State::Closing);
+            // Notices about what is forgotten change nothing.
+            inventory.remove(&key);
+            inventory.close(&key);
+            inventory.mark_unrouted(&key, 0);
+            assert_eq!(inventory.len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_full_inventory_forgets_what_is_worth_least() {
+        for family in 0..2 {
+            let key = |n| keys(n)[family];
+            let mut inventory = inventory();
+            for n in 0..4 {
+                let state = if n == 2 { State::Opening } else { State::Established };
+                assert!(!inventory.put(&key(n), route(n.into(), state), n.into()));
+            }
+            assert!(!inventory.put(&key(0), route(9, State::Established), 10), "a known one needs no room");
+            assert!(inventory.put(&key(4), route(4, State::Established), 11));
+            assert!(inventory.put(&key(5), route(5, State::Established), 12));
+            let known: Vec<_> = (0..6).filter(|n| inventory.find(&key(*n), 12, &TIMEOUTS).is_some()).collect();
+            assert_eq!(known, [0, 3, 4, 5]);
+        }
+    }
+}

@@ -120,7 +120,7 @@ impl<H> Classifier<H> {
             let refusal = if known { Refusal::NoService } else { Refusal::Protocol };
             return refuse(question, Verdict::Drop(refusal), reply);
         };
-        let question = match self.from_inventory(question, now, reply) {
+        let question = match self.answer_from_inventory(question, now, reply) {
             Some(question) => question,
             None => return,
         };
@@ -171,7 +171,7 @@ impl<H> Classifier<H> {
     }
 
     /// Answers from the inventory, or gives the question back.
-    fn from_inventory(
+    fn answer_from_inventory(
         &mut self,
         question: Question<H>,
         now: Moment,
@@ -324,8 +324,14 @@ impl<H> Classifier<H> {
             }
             None => {
                 self.counters.no_endpoint += 1;
-                let route = Route { action: Action::Drop, state: State::Refused };
-                Verdict::Install { route, replace: false }
+                match self.farm.services[service].no_endpoint {
+                    // The rest of it dies in the forwarder.
+                    NoEndpoint::Drop => {
+                        let route = Route { action: Action::Drop, state: State::Refused };
+                        Verdict::Install { route, replace: false }
+                    }
+                    NoEndpoint::Reset => Verdict::Reset(Refusal::NoEndpoint),
+                }
             }
         }
     }

@@ -115,3 +115,71 @@ const PACKETS_PER_FLOW: usize = 16;
 
 /// A client repeats its SYN after a second; no answer that comes later helps it.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Key4, protocol};
+
+    fn question(client: u16, held: u32) -> Question<u32> {
+        let [high, low] = client.to_be_bytes();
+        let key = Key4 {
+            source: [10, 0, high, low],
+            destination: [10, 9, 0, 1],
+            ports: [1, 1, 0, 80],
+            protocol: protocol::TCP,
+        };
+        let ask = Ask { key: Key::V4(key), client: client.into(), opens: true, closes: false, zombie: false };
+        Question { ask, held }
+    }
+
+    #[test]
+    fn packets_gather_in_order_up_to_both_limits() {
+        let mut pending = Pending::new(20);
+        pending.wait(Ticket(1), question(1, 0), 0, Moment(0)).unwrap();
+        for held in 1..16 {
+            pending.join(question(1, held)).unwrap();
+        }
+        let refused =
+            |result: Result<(), (bool, Question<u32>)>| result.map_err(|(full, question)| (full, question.held));
+        assert_eq!(refused(pending.join(question(1, 16))), Err((true, 16)), "sixteen of one flow");
+        assert_eq!(refused(pending.join(question(2, 17))), Err((false, 17)), "nothing to wait behind");
+        for client in 2..6 {
+            pending.wait(Ticket(client.into()), question(client, 0), 0, Moment(0)).unwrap();
+        }
+        assert_eq!(pending.wait(Ticket(9), question(9, 18), 0, Moment(0)).map_err(|question| question.held), Err(18));
+        assert_eq!(refused(pending.join(question(2, 19))), Err((true, 19)), "twenty of all flows");
+        assert_eq!(pending.finish(Ticket(1)).unwrap().held, (0..16).collect::<Vec<_>>());
+        assert!(pending.finish(Ticket(1)).is_none());
+        pending.join(question(2, 20)).unwrap();
+        assert_eq!(pending.finish(Ticket(2)).unwrap().held, [0, 20]);
+    }
+
+    #[test]
+    fn patience_ends_in_the_order_of_the_questions() {
+        let mut pending = Pending::new(8);
+        for n in 1..=4u16 {
+            pending.wait(Ticket(n.into()), question(n, n.into()), 0, Moment(u64::from(n) * 10)).unwrap();
+        }
+        pending.finish(Ticket(2)).unwrap();
+        // It goes on waiting for another answer, and gets new patience.
+        let waiting = pending.finish(Ticket(1)).unwrap();
+        pending.wait_on(Ticket(5), waiting, Moment(50));
+        let mut overdue = |now| pending.overdue(Moment(now)).map(|waiting| waiting.held[0]);
+        assert_eq!(overdue(1_029), None);
+        assert_eq!((overdue(1_030), overdue(1_030)), (Some(3), None));
+        assert_eq!((overdue(1_049), overdue(1_049)), (Some(4), None));
+        assert_eq!((overdue(1_050), overdue(9_999)), (Some(1), None));
+        assert!(pending.is_empty() && pending.packets == 0);
+    }
+
+    #[test]
+    fn quick_answers_leave_nothing_behind() {
+        let mut pending = Pending::new(4);
+        for n in 0..10_000u64 {
+            pending.wait(Ticket(n), question(1, 0), 0, Moment(0)).unwrap();
+            pending.finish(Ticket(n)).unwrap();
+        }
+        assert!(pending.deadlines.is_empty() && pending.is_empty());
+    }
+}

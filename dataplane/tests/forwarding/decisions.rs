@@ -2,6 +2,7 @@
 
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::route_table::{Mode, State};
+use weir_health_load::Directive;
 use weir_identity::HostId;
 use weir_sessions::{Binding, SessionKey};
 
@@ -93,7 +94,7 @@ fn learn(lab: &Lab, family: Family, client: u16, host: usize) {
         (&lab.parts.services[lab.parts.endpoints[id.index()].service], &lab.parts.endpoints[id.index()]);
     let binding = Binding {
         endpoint: weir_sessions::Endpoint {
-            host: HostId(host as u32 + 1),
+            host: there.host,
             application: there.application,
             address: there.address,
             port: there.port.unwrap_or(HTTP),
@@ -126,6 +127,32 @@ fn a_session_look_up_may_answer_later() {
         assert_eq!(hosts, expected.collect::<Vec<_>>());
         assert_eq!((lab.decisions("recalled"), lab.decisions("guessed"), lab.desk.answers.asked()), (3, 0, 0));
         assert_eq!(lab.state(family.client(1), family.vip(HTTP)), Some(State::Established));
+    });
+}
+
+#[test]
+fn a_recalled_session_goes_to_its_own_endpoint_or_nowhere() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::plain(mode);
+        // Two endpoints of one host, which only their ports tell apart.
+        if mode == Mode::Nat {
+            lab.change(|parts| {
+                let address = family.host(1);
+                let twin = &mut parts.endpoints[endpoint(family, 0, 1).index()];
+                (twin.host, twin.address, twin.port) = (HostId(1), address, Some(7_999));
+            });
+        }
+        learn(&lab, family, 1, 1);
+        learn(&lab, family, 2, 2);
+        let seen = lab.forward(data(family, 1, HTTP, b""));
+        let there = &lab.parts.endpoints[endpoint(family, 0, 1).index()];
+        if mode == Mode::Nat {
+            assert_eq!((seen.destination.ip(), Some(seen.destination.port())), (there.address, there.port));
+        }
+        lab.change(|parts| parts.endpoints[endpoint(family, 0, 2).index()].directive = Directive::Inactive);
+        assert!(lab.exchange(0, [data(family, 2, HTTP, b"")]).is_empty());
+        assert_eq!((lab.dropped(DropReason::Inactive), lab.decisions("guessed")), (1, 0));
+        assert!(lab.state(family.client(2), family.vip(HTTP)).is_none());
     });
 }
 

@@ -157,6 +157,12 @@ fn without_an_endpoint_clients_are_told_if_that_is_wanted() {
             }
         }
         assert_eq!((lab.count("refused"), lab.count("sent"), lab.drops().len()), (2, 2, 0));
+        // A connection that nobody knows learns of it as well: RFC 9293 3.10.7.1, the reset takes its acknowledgement number.
+        let seen = lab.forward(data(family, 3, HTTP, b"?"));
+        assert_eq!((seen.flags, seen.sequence), (Some(Flags::RST), 2000));
+        // A reset is never answered.
+        assert!(lab.exchange(0, [rst(family, 4, HTTP)]).is_empty());
+        assert_eq!(lab.dropped(DropReason::NoEndpoint), 1);
         assert_ne!(GATEWAY, [2, 0, 0, 0, 9, 9]);
         assert!(lab.routes().is_empty());
     });

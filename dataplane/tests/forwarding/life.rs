@@ -193,6 +193,22 @@ fn a_storm_on_a_small_table_forgets_nothing_and_leaves_nothing() {
 }
 
 #[test]
+fn a_full_inventory_takes_no_route_away() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { sessions: 4, ..Setup::new(mode) });
+        let hosts: Vec<_> = (0..20).map(|n| connect(&mut lab, family, n)).collect();
+        assert_eq!((lab.decisions("inventory"), lab.decisions("inventory_evicted")), (4, 16));
+        let questions = lab.decisions("questions");
+        for (n, host) in (0..).zip(&hosts) {
+            assert_eq!(host_of(&lab.forward(data(family, n, HTTP, b""))), *host);
+        }
+        assert_eq!(lab.decisions("questions"), questions);
+        lab.pass(u64::from(TIMEOUTS[1]) + 10_000);
+        assert_eq!((lab.routes().len(), lab.decisions("inventory")), (0, 0));
+    });
+}
+
+#[test]
 fn datagrams_keep_a_route_as_long_as_they_come() {
     everywhere(|mode, family| {
         let mut lab = Lab::plain(mode);

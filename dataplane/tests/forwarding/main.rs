@@ -3,18 +3,16 @@
 //! Each module asks one question of the design; [`lab`] builds the unit, [`frames`] its traffic.
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
-#![expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_wrap,
-    reason = "small numbers of a test's own making"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test's own making")]
 
+mod any_bytes;
 mod decisions;
 mod farm_changes;
 mod frames;
 mod lab;
 mod life;
+mod moving;
 mod nat;
+mod pressure;
 mod sessions;
 mod shards;

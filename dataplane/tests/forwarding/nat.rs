@@ -189,6 +189,37 @@ fn a_replaced_route_leaves_no_way_back_behind() {
 }
 
 #[test]
+fn two_flows_that_share_a_way_back_do_not_end_each_other() {
+    families(|family| {
+        // From one client port to two ports of the VIP that lead to one port of one host: the later flow has the way back.
+        let mut lab = Lab::plain(Mode::Nat);
+        let port = lab.parts.endpoints[crate::lab::endpoint(family, 0, 0).index()].port.unwrap();
+        lab.change(|parts| {
+            for service in [0, 2] {
+                for host in 1..3 {
+                    let id = crate::lab::endpoint(family, service, host);
+                    parts.endpoints[id.index()].directive = weir_health_load::Directive::Draining;
+                }
+            }
+        });
+        let first = lab.forward(syn(family, 1, HTTP));
+        let second = lab.forward(syn(family, 1, port));
+        assert_eq!((first.source, first.destination), (second.source, second.destination));
+        lab.forward(data(family, 1, port, b""));
+        assert_eq!(lab.routes().len(), 3);
+        // The first one's end, by expiry of its handshake, leaves the other one's way back.
+        for _ in 0..10 {
+            lab.pass(900);
+            lab.forward(data(family, 1, port, b""));
+        }
+        assert!(lab.state(family.client(1), family.vip(HTTP)).is_none());
+        assert_eq!(back(&mut lab, answer(&second, Flags::ACK, b"")).source, family.vip(port));
+        lab.pass(u64::from(TIMEOUTS[1]) + 6_000);
+        assert_eq!((lab.routes().len(), lab.decisions("inventory")), (0, 0));
+    });
+}
+
+#[test]
 fn a_reply_meets_the_shard_of_its_connection() {
     families(|family| {
         // Clients come in by shard 0's queue, hosts by shard 1's: wrong for most flows.

@@ -118,13 +118,9 @@ fn a_twin_gets_what_any_shard_receives() {
         let mut lab = Lab::new(Setup { shards: 3, twins: true, ..Setup::new(mode) });
         let stranger = SocketAddr::new(family.host(3), 22);
         for shard in 0..3 {
-            for port in 0..2 {
+            for (port, mac) in MACS.into_iter().enumerate() {
                 let flags = weir_dataplane::wire::tcp::Flags::SYN;
-                lab.arrive(
-                    shard,
-                    port,
-                    &frames::segment(MACS[port], family.client(1), stranger, flags, &[shard as u8]),
-                );
+                lab.arrive(shard, port, &frames::segment(mac, family.client(1), stranger, flags, &[shard as u8]));
             }
         }
         lab.run();

@@ -1,0 +1,121 @@
+//! Full rings and slow ports: what finds no room is dropped and counted by its reason, what found some keeps its order.
+
+use std::sync::atomic::Ordering;
+
+use weir_dataplane::counters::DropReason;
+
+use crate::lab::{Family, HTTP, Lab, Setup, data, everywhere, syn};
+
+#[test]
+fn a_full_ring_to_the_classifier_drops_what_comes_last() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { divert_ring: 4, ..Setup::new(mode) });
+        (0..10).for_each(|n| lab.arrive(0, 0, &syn(family, n, HTTP)));
+        // The classifier stands still.
+        lab.shards[0].turn(lab.now);
+        assert_eq!((lab.count("diverted"), lab.dropped(DropReason::DivertRing), lab.held()), (4, 6, 4));
+        lab.check();
+        let seen = lab.exchange(0, []);
+        assert_eq!(
+            seen.iter().map(|seen| seen.source).collect::<Vec<_>>(),
+            (0..4).map(|n| family.client(n)).collect::<Vec<_>>()
+        );
+        assert_eq!(lab.held(), 0);
+    });
+}
+
+#[test]
+fn a_full_ring_to_the_owner_drops_what_comes_last() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { shards: 2, handover_ring: 4, ..Setup::new(mode) });
+        let strangers = strangers(&mut lab, family);
+        strangers[..10].iter().for_each(|n| lab.arrive(0, 0, &data(family, *n, HTTP, b"")));
+        lab.shards[0].turn(lab.now);
+        assert_eq!((lab.dropped(DropReason::HandoverRing), lab.held()), (6, 4));
+        lab.check();
+        let seen = lab.exchange(0, []);
+        let clients: Vec<_> = strangers[..4].iter().map(|n| family.client(*n)).collect();
+        assert_eq!(seen.iter().map(|seen| seen.source).collect::<Vec<_>>(), clients);
+    });
+}
+
+/// Clients whose flows shard 1 owns; each has a route.
+fn strangers(lab: &mut Lab, family: Family) -> Vec<u16> {
+    for n in 0..40 {
+        lab.forward(syn(family, n, HTTP));
+    }
+    let routes = lab.routes();
+    let owner = |n: &u16| routes.iter().any(|(shard, key, ..)| *shard == 1 && key.source() == family.client(*n));
+    (0..40).filter(owner).collect()
+}
+
+#[test]
+fn a_slow_port_takes_a_prefix() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::plain(mode);
+        lab.forward(syn(family, 1, HTTP));
+        lab.wire.accepts.store(3, Ordering::Relaxed);
+        // Two tries a burst, three packets each.
+        let seen = lab.exchange(0, (0..20).map(|n| data(family, 1, HTTP, &[n])));
+        assert_eq!(seen.iter().map(|seen| seen.payload[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+        assert_eq!((lab.dropped(DropReason::TxFull), lab.held()), (14, 0));
+        lab.wire.accepts.store(0, Ordering::Relaxed);
+        assert!(lab.exchange(0, (0..40).map(|n| data(family, 1, HTTP, &[n]))).is_empty());
+        assert_eq!((lab.dropped(DropReason::TxFull), lab.held()), (54, 0));
+        lab.wire.accepts.store(usize::MAX, Ordering::Relaxed);
+        let seen = lab.exchange(0, (0..100).map(|n| data(family, 1, HTTP, &[n])));
+        assert_eq!(seen.iter().map(|seen| seen.payload[0]).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn answers_that_find_their_ring_full_wait_in_order() {
+    everywhere(|mode, family| {
+        // The rings in both directions are short; sixteen packets gather in four flows.
+        let mut lab = Lab::new(Setup { divert_ring: 4, ..Setup::new(mode) });
+        lab.desk.answers.later(true);
+        for round in 0..4u8 {
+            let frames =
+                (0..4).map(|n| if round == 0 { syn(family, n, HTTP) } else { data(family, n, HTTP, &[round]) });
+            assert!(lab.exchange(0, frames).is_empty());
+        }
+        assert_eq!(lab.held(), 16);
+        lab.desk.answers.release(4);
+        // The shard stands still: the ring takes four, and no question is taken as long as answers wait.
+        lab.seats[0].turn(lab.now);
+        (10..14).for_each(|n| lab.arrive(0, 0, &syn(family, n, HTTP)));
+        lab.seats[0].turn(lab.now);
+        let seen = lab.exchange(0, []);
+        let of_flow = |n| {
+            seen.iter()
+                .filter(|seen| seen.source == family.client(n))
+                .map(|seen| seen.payload.first().copied().unwrap_or(0))
+                .collect::<Vec<_>>()
+        };
+        for n in 0..4 {
+            assert_eq!(of_flow(n), [0, 1, 2, 3]);
+        }
+        assert_eq!((seen.len(), lab.held(), lab.drops().len()), (16, 4, 0));
+        lab.desk.answers.release(4);
+        assert_eq!(lab.exchange(0, []).len(), 4);
+    });
+}
+
+#[test]
+fn a_classifier_that_hears_nothing_holds_its_own_answers_up_and_loses_none() {
+    everywhere(|mode, family| {
+        // A small table, and a ring for a single notice: each new route evicts one, each eviction has to be told.
+        let mut lab = Lab::new(Setup { routes: 8, notice_ring: 1, ..Setup::new(mode) });
+        for burst in 0..8 {
+            for n in 0..60 {
+                lab.arrive(0, 0, &syn(family, burst * 60 + n, HTTP));
+            }
+            lab.run();
+            lab.check();
+            assert_eq!(lab.wire.seen().len(), 60);
+        }
+        assert_eq!((lab.desk.answers.asked(), lab.decisions("inventory"), lab.drops().len()), (480, 480, 0));
+        lab.pass(60_000);
+        assert_eq!((lab.routes().len(), lab.decisions("inventory")), (0, 0));
+    });
+}
