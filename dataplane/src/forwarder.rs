@@ -1,8 +1,9 @@
 //! The forwarder: looks up 4-tuple routes for a burst at a time, rewrites, and nothing else.
 //!
-//! Every stage runs over the whole burst before the next begins, so that the memory of all its packets is fetched at once: parse
-//! and check; find the direction, hash and prefetch; look up, act and rewrite. What it cannot do by a route it leaves to others, by
-//! a [`Fate`]. Nothing here decides where a connection goes.
+//! Every stage runs over the whole burst before the next begins, so that the memory of all its packets is fetched at once: check,
+//! find the direction, hash and prefetch; look up and rewrite. Plain packets of established flows take this quick lane; the others go
+//! one by one, parsed in full. What cannot be done by a route is left to others, by a [`Fate`]. Nothing here decides where a
+//! connection goes.
 
 mod quick;
 
@@ -13,11 +14,11 @@ use crate::counters::{DropReason, Drops, ShardCounters};
 use crate::farm::{Farm, PortId};
 use crate::flow::{FlowHash, Key, Key4, Key6, place, protocol};
 use crate::packet::{BURST, Burst, Packet};
-use crate::parse::{Class, Parsed, parse};
+use crate::parse::{Class, Parsed};
 use crate::plumbing::{Event, Notice, Plumb};
 use crate::rewrite;
 
-use self::quick::QuickLane;
+use self::quick::{Place, QuickLane};
 use crate::route_table::{Action, Mode, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// What becomes of one packet after its look-up.
@@ -42,8 +43,13 @@ pub enum Fate {
     Drop(DropReason),
 }
 
-/// What becomes of a burst's packets, in their order.
-pub type Fates = ArrayVec<Fate, BURST>;
+/// The port that each packet of a burst leaves by, in their order; [`GENERAL`] for one that goes the general way.
+///
+/// Plain numbers: an enum of several words would be written in pieces and read at once, which the processor waits for.
+pub type Departures = ArrayVec<PortId, BURST>;
+
+/// Not forwarded yet: to be given to [`Forwarder::forward_one`].
+pub const GENERAL: PortId = PortId::MAX;
 
 /// One shard's routes and the work of forwarding by them.
 #[derive(Debug)]
@@ -131,7 +137,8 @@ impl Forwarder {
         self.notices.remaining_capacity() >= EVICTIONS
     }
 
-    /// Parses, looks up and rewrites a burst that came in by `port`. `done`, empty before, gets one entry for each packet.
+    /// Forwards what is plain of a burst that came in by `port`: checks, look-ups and rewriting each over the whole burst.
+    /// `departures`, empty before, gets one entry for each packet; the rest is untouched.
     #[inline]
     pub fn forward<P: Packet>(
         &mut self,
@@ -139,11 +146,10 @@ impl Forwarder {
         port: PortId,
         farm: &Farm,
         now: u32,
-        done: &mut Fates,
+        departures: &mut Departures,
     ) {
-        let mac = farm.ports[usize::from(port)].mac;
-        let lane = QuickLane { mac: quick::address_word(mac), farm };
-        let mut steps: ArrayVec<Step, BURST> = ArrayVec::new();
+        let lane = QuickLane { mac: quick::address_word(farm.ports[usize::from(port)].mac), farm };
+        let mut places: ArrayVec<Place, BURST> = ArrayVec::new();
         for packet in packets.iter().take(LOOKAHEAD) {
             packet.prefetch();
         }
@@ -151,42 +157,18 @@ impl Forwarder {
             if let Some(ahead) = packets.get(index + LOOKAHEAD) {
                 ahead.prefetch();
             }
-            let frame = packets[index].data();
-            steps.push(lane.enter(self, frame).unwrap_or_else(|| self.enter_slowly(frame, mac, farm)));
+            places.push(lane.enter(self, packets[index].data()));
         }
-        for (packet, step) in packets.iter_mut().zip(&steps) {
-            let fate = match *step {
-                Step::Quick4 { home } => lane.leave4(self, packet, home, now),
-                Step::Quick6 { home } => lane.leave6(self, packet, home, now),
-                Step::Slow => None,
-                Step::Done(fate) => Some(fate),
-            };
-            done.push(fate.unwrap_or_else(|| self.forward_slowly(packet, mac, farm, now)));
+        for (packet, place) in packets.iter().zip(&mut places) {
+            *place = lane.look(self, packet, *place);
+        }
+        for (packet, place) in packets.iter_mut().zip(&places) {
+            departures.push(lane.leave(self, packet, *place, now));
         }
     }
 
-    /// Into the burst's second half for what the quick lane does not take; its line is fetched there and then.
-    #[cold]
-    fn enter_slowly(&self, frame: &[u8], mac: [u8; 6], farm: &Farm) -> Step {
-        match parse(frame, mac) {
-            Ok(parsed) => match self.approach(&parsed, farm) {
-                Approach::LookUp { .. } => Step::Slow,
-                Approach::Done(fate) => Step::Done(fate),
-            },
-            Err(reason) => Step::Done(Fate::Drop(reason)),
-        }
-    }
-
-    #[cold]
-    fn forward_slowly<P: Packet>(&mut self, packet: &mut P, mac: [u8; 6], farm: &Farm, now: u32) -> Fate {
-        match parse(packet.data(), mac) {
-            Ok(parsed) => self.forward_parsed(packet, &parsed, farm, now),
-            Err(reason) => Fate::Drop(reason),
-        }
-    }
-
-    /// The same for one packet that was parsed before: it came over a ring from the shard that received it.
-    pub fn forward_parsed<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
+    /// Forwards one packet the general way.
+    pub fn forward_one<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
         match self.approach(parsed, farm) {
             Approach::LookUp { home, client, from_client } => {
                 self.act(packet, parsed, home, client, from_client, farm, now)
@@ -436,19 +418,6 @@ impl Forwarder {
     fn plumb6(&mut self, key: &Key6, route: Route, replace: bool, farm: &Farm, now: u32) -> Action {
         plumb(&mut self.routes6, key, route, replace, farm, now, &mut self.counters, &mut self.notices)
     }
-}
-
-/// A packet of a burst between the burst's two halves.
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    /// In the quick lane, its route's line on the way.
-    Quick4 { home: usize },
-    /// The same for IPv6.
-    Quick6 { home: usize },
-    /// In no hurry: it is parsed again where its turn comes.
-    Slow,
-    /// Decided.
-    Done(Fate),
 }
 
 /// What is to be done with a packet that has been parsed.

@@ -32,12 +32,7 @@ pub fn deliver<P: Packet>(
     }
     let endpoint = farm.endpoint(endpoint).ok_or(DropReason::Inactive)?;
     match mode {
-        Mode::Dsr => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
-            let frame = leave(packet, headers, hop, farm)?;
-            decrement_ttl(frame, headers);
-            Ok(hop.port)
-        }
+        Mode::Dsr => deliver_dsr(packet, headers, endpoint, farm),
         Mode::Nat => {
             let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
             let frame = leave(packet, headers, hop, farm)?;
@@ -56,6 +51,24 @@ pub fn deliver<P: Packet>(
         }
         Mode::FullNat | Mode::FullNatReturn | Mode::Ipip | Mode::Gue | Mode::FlowId => Err(DropReason::Inactive),
     }
+}
+
+/// New link-layer addresses and one hop less to live: all that [`Mode::Dsr`] does.
+///
+/// # Errors
+///
+/// As [`deliver`].
+#[inline(always)]
+pub fn deliver_dsr<P: Packet>(
+    packet: &mut P,
+    headers: Headers,
+    endpoint: &Endpoint,
+    farm: &Farm,
+) -> Result<PortId, DropReason> {
+    let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
+    let frame = leave(packet, headers, hop, farm)?;
+    decrement_ttl(frame, headers);
+    Ok(hop.port)
 }
 
 /// The key of the way back that a route needs in the forwarder, and that way's value. Only half-NAT has one so far.
@@ -86,8 +99,10 @@ fn no_hop(endpoint: &Endpoint) -> DropReason {
 }
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
-#[inline]
-fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers,
+#[inline(always)]
+fn leave<'p, P: Packet>(
+    packet: &'p mut P,
+    headers: Headers,
     hop: &Hop,
     farm: &Farm,
 ) -> Result<&'p mut [u8], DropReason> {
@@ -100,7 +115,7 @@ fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers,
 }
 
 /// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
-#[inline]
+#[inline(always)]
 fn decrement_ttl(frame: &mut [u8], headers: Headers) {
     let l3 = headers.l3;
     if headers.v6 {

@@ -1,8 +1,8 @@
 //! The forwarder's route table: exact match on the 4-tuple and protocol, one cache line a look-up, one writer.
 //!
 //! Open addressing in a slice of fixed size on huge pages. A key's home is a cache line (two IPv4 slots or one IPv6 slot); what does
-//! not fit there is in the lines behind it, and removal moves it back, so that no tombstone is ever left. The slice has twice as
-//! many slots as routes are allowed: 64 bytes an IPv4 route, index and slack included, and no rehash, however it grows.
+//! not fit there is in the lines behind it, and removal moves it back, so that no tombstone is ever left. The slice has two slots
+//! for each IPv4 route that is allowed, 64 bytes with index and slack, and three for IPv6; so there is no rehash, however it grows.
 
 use weir_cpu::{HugeSlice, MapError};
 use weir_identity::EndpointId;
@@ -142,6 +142,8 @@ pub trait Slot: FromZeros + Copy + Send {
     type Key: Copy + Eq;
     /// How many of them fill a cache line.
     const PER_LINE: usize;
+    /// Slots for each route that is allowed: what stands alone in its line is found at the first look.
+    const SLOTS_PER_ROUTE: usize;
 
     /// An entry for `key`.
     fn new(key: &Self::Key, route: Route, seen: u32) -> Self;
@@ -217,6 +219,13 @@ impl Entry {
         }
     }
 
+    /// The endpoint of a route that sends in [`Mode::Dsr`]; `None` for any other.
+    #[inline]
+    #[must_use]
+    pub fn dsr_endpoint(&self) -> Option<EndpointId> {
+        (self.action == SEND + Mode::Dsr as u8).then_some(EndpointId(self.endpoint))
+    }
+
     /// Where in its life the route is.
     #[inline]
     #[must_use]
@@ -284,8 +293,9 @@ pub struct Slot4 {
 
 impl Slot4 {
     /// Whether the key of these words is here: see [`flow::FlowHash::route4_words`].
-    #[inline]
-    fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
+    #[inline(always)]
+    #[must_use]
+    pub fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
         // One expression without a branch in it: the bits that differ, of all fields.
         let rest = (self.ports ^ ports) | u32::from(self.entry.protocol ^ protocol);
         (self.addresses ^ addresses) | u64::from(rest) == 0 && !self.is_empty()
@@ -295,15 +305,12 @@ impl Slot4 {
 impl Slot for Slot4 {
     type Key = Key4;
     const PER_LINE: usize = 2;
+    const SLOTS_PER_ROUTE: usize = 2;
 
     fn new(key: &Key4, route: Route, seen: u32) -> Self {
         let mut entry = Entry::new(route, seen);
         entry.protocol = key.protocol;
-        Self {
-            addresses: key.addresses(),
-            ports: u32::from_ne_bytes(key.ports),
-            entry,
-        }
+        Self { addresses: key.addresses(), ports: u32::from_ne_bytes(key.ports), entry }
     }
 
     #[inline]
@@ -319,12 +326,7 @@ impl Slot for Slot4 {
     fn key(&self) -> Key4 {
         let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
         let (source, destination) = ([a, b, c, d], [e, f, g, h]);
-        Key4 {
-            source,
-            destination,
-            ports: self.ports.to_ne_bytes(),
-            protocol: self.entry.protocol,
-        }
+        Key4 { source, destination, ports: self.ports.to_ne_bytes(), protocol: self.entry.protocol }
     }
 
     #[inline]
@@ -368,6 +370,7 @@ pub struct Slot6 {
 impl Slot for Slot6 {
     type Key = Key6;
     const PER_LINE: usize = 1;
+    const SLOTS_PER_ROUTE: usize = 3;
 
     fn new(key: &Key6, route: Route, seen: u32) -> Self {
         let mut entry = Entry::new(route, seen);
@@ -450,7 +453,7 @@ impl<S: Slot> RouteTable<S> {
     /// [`MapError`] if there is not enough address space.
     pub fn new(capacity: usize, hash: flow::FlowHash) -> Result<Self, MapError> {
         let capacity = capacity.max(1);
-        let lines = (capacity * 2).div_ceil(S::PER_LINE);
+        let lines = (capacity * S::SLOTS_PER_ROUTE).div_ceil(S::PER_LINE);
         Ok(Self { slots: HugeSlice::zeroed(lines * S::PER_LINE)?, lines, hash, capacity, len: 0, cursor: 0 })
     }
 
@@ -644,21 +647,35 @@ impl<S: Slot> RouteTable<S> {
     }
 }
 
-impl RouteTable<Slot4> {
-    /// The entry of the key of these words, from the home that [`Self::prefetch_hash`] returned for its hash.
-    #[inline]
-    pub fn find_words(&mut self, home: usize, addresses: u64, ports: u32, protocol: u8) -> Option<&mut Entry> {
-        let mut index = home;
-        loop {
-            let slot = &self.slots[index];
-            if slot.holds_words(addresses, ports, protocol) {
-                return Some(self.slots[index].entry_mut());
+/// Where a look at a key's home line has led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// It is there, at this place.
+    Found(usize),
+    /// It is nowhere.
+    Absent,
+    /// The line is full of others; the next one has been asked for.
+    Further,
+}
+
+impl<S: Slot> RouteTable<S> {
+    /// Looks at the home line alone for what `holds` recognises: so that the rare second line of one packet is fetched while others
+    /// are looked up.
+    #[inline(always)]
+    pub fn look(&self, home: usize, holds: impl Fn(&S) -> bool) -> Look {
+        let mut full = true;
+        for (index, slot) in (home..).zip(self.slots[home..].iter().take(S::PER_LINE)) {
+            if holds(slot) {
+                return Look::Found(index);
             }
-            if slot.is_empty() {
-                return None;
-            }
-            index = self.next(index);
+            full &= !slot.is_empty();
         }
+        if !full {
+            return Look::Absent;
+        }
+        let next = home + S::PER_LINE;
+        weir_cpu::prefetch_write_at(&self.slots, if next >= self.slots.len() { 0 } else { next });
+        Look::Further
     }
 }
 

@@ -14,7 +14,7 @@ use crate::classifier::millis;
 use crate::counters::{DropReason, Drops, ShardCounters};
 use crate::farm::{Farm, PortId};
 use crate::flow::place;
-use crate::forwarder::{Fate, Fates, Forwarder};
+use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Parsed, parse};
 use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
@@ -310,20 +310,37 @@ impl<Q: Queue> Shard<Q> {
 
     #[inline]
     fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
-        let mut done = Fates::new();
-        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut done);
-        self.tell_notices();
-        let mac = self.farm.ports[usize::from(port)].mac;
-        for (packet, fate) in burst.drain(..).zip(&done) {
-            match fate {
-                Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *out),
-                Fate::Drop(reason) => self.forwarder.drops.count(*reason),
-                // What is needed of the headers is read again: this is the rare case.
-                fate => match parse(packet.data(), mac) {
-                    Ok(parsed) => self.settle(packet, parsed, port, *fate),
-                    Err(reason) => self.forwarder.drops.count(reason),
-                },
+        let mut departures = Departures::new();
+        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut departures);
+        if let Some(&first) = departures.first()
+            && first != GENERAL
+            && departures.iter().all(|departure| *departure == first)
+            && let ShardPort { queue: Ok(_), transmit, .. } = &mut self.ports[usize::from(first)]
+            && transmit.is_empty()
+        {
+            // All of it leaves by one port: the burst itself is what is to be sent.
+            std::mem::swap(transmit, burst);
+            return;
+        }
+        for (packet, departure) in burst.drain(..).zip(&departures) {
+            if *departure == GENERAL {
+                self.process_one(packet, port, now);
+            } else {
+                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *departure);
             }
+        }
+    }
+
+    /// Forwards one packet the general way, in its turn among the burst's.
+    #[inline(never)]
+    fn process_one(&mut self, mut packet: Q::Packet, port: PortId, now: Moment) {
+        match parse(packet.data(), self.farm.ports[usize::from(port)].mac) {
+            Ok(parsed) => {
+                let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
+                self.tell_notices();
+                self.settle(packet, parsed, port, fate);
+            }
+            Err(reason) => self.forwarder.drops.count(reason),
         }
     }
 
@@ -338,7 +355,7 @@ impl<Q: Queue> Shard<Q> {
                 work += 1;
                 match handover {
                     Handover::Process(mut packet, parsed, port) => {
-                        let fate = self.forwarder.forward_parsed(&mut packet, &parsed, &self.farm, millis(now));
+                        let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
                         self.tell_notices();
                         self.settle(packet, parsed, port, fate);
                     }

@@ -4,12 +4,17 @@
 //! state, a flag that means something, no route) is left to the general way, so that there is one place for each rule.
 
 use crate::farm::Farm;
-use crate::flow::{Key6, protocol};
-use crate::forwarder::{Fate, Forwarder, Step};
+use crate::farm::PortId;
+use crate::flow::{Key4, Key6, protocol};
+use crate::forwarder::{Forwarder, GENERAL};
 use crate::packet::Packet;
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, State};
+use crate::route_table::{Action, Entry, Look, Mode, Slot, State};
+
+/// Where a packet's route should be, between the burst's passes: 0 for a packet that is not for this lane, else one more than an
+/// index, with the highest bit for IPv6 and the next one once the route has been found there.
+pub(super) type Place = u64;
 
 /// The quick lane of one port, for one burst.
 #[derive(Clone, Copy)]
@@ -20,24 +25,26 @@ pub(super) struct QuickLane<'f> {
 }
 
 impl QuickLane<'_> {
-    /// Checks a frame, finds its owner and asks for its route's line; `None` if it is not for this lane.
+    /// Checks a frame, finds its owner and asks for its route's line.
     #[inline(always)]
-    pub(super) fn enter(&self, forwarder: &Forwarder, frame: &[u8]) -> Option<Step> {
-        let start = frame.first_chunk::<SHORTEST>()?;
+    pub(super) fn enter(&self, forwarder: &Forwarder, frame: &[u8]) -> Place {
+        let Some(start) = frame.first_chunk::<SHORTEST>() else {
+            return OTHER;
+        };
         // Six bytes of address and two of what follows: in the second word that is the EtherType.
         let (destination, source) = (word(start, 0), word(start, 6));
         if destination & ADDRESS != self.mac || source & ADDRESS == self.mac {
-            return None;
+            return OTHER;
         }
         match source >> 48 {
             IPV4 => self.enter4(forwarder, start, frame.len()),
             IPV6 => self.enter6(forwarder, frame),
-            _ => None,
+            _ => OTHER,
         }
     }
 
     #[inline(always)]
-    fn enter4(&self, forwarder: &Forwarder, start: &[u8; SHORTEST], len: usize) -> Option<Step> {
+    fn enter4(&self, forwarder: &Forwarder, start: &[u8; SHORTEST], len: usize) -> Place {
         let total = usize::from(short(start, 16));
         let fragment = short(start, 20) & 0x3fff;
         let (ttl, protocol) = (start[22], start[23]);
@@ -50,12 +57,12 @@ impl QuickLane<'_> {
         let (first, addresses) = (start[26], word(start, 26));
         let honest = first.wrapping_sub(1) < 223 && first != 127 && addresses >> 32 != addresses & 0xffff_ffff;
         if !(plain && honest && upper_is_plain(protocol, start, 34, total.wrapping_sub(20))) {
-            return None;
+            return OTHER;
         }
         let [.., a, b, c, d] = addresses.to_ne_bytes();
         let from_client = self.farm.has_vip4([a, b, c, d]);
         if !from_client && !self.farm.has_endpoint4(&addresses.to_ne_bytes()) {
-            return Some(Step::Done(Fate::Twin));
+            return OTHER;
         }
         if forwarder.shards > 1 {
             let [e, f, g, h, ..] = addresses.to_ne_bytes();
@@ -64,18 +71,19 @@ impl QuickLane<'_> {
             } else {
                 forwarder.hash.client4([a, b, c, d], [start[36], start[37]])
             };
-            let owner = forwarder.owner(client);
-            if owner != forwarder.shard {
-                return Some(Step::Done(Fate::HandOver(owner)));
+            if forwarder.owner(client) != forwarder.shard {
+                return OTHER;
             }
         }
         let hash = forwarder.hash.route4_words(addresses, ports(start, 34), protocol);
-        Some(Step::Quick4 { home: forwarder.routes4.prefetch_hash(hash) })
+        forwarder.routes4.prefetch_hash(hash) as u64 + 1
     }
 
     #[inline(always)]
-    fn enter6(&self, forwarder: &Forwarder, frame: &[u8]) -> Option<Step> {
-        let start = frame.first_chunk::<SHORTEST6>()?;
+    fn enter6(&self, forwarder: &Forwarder, frame: &[u8]) -> Place {
+        let Some(start) = frame.first_chunk::<SHORTEST6>() else {
+            return OTHER;
+        };
         let payload = usize::from(short(start, 18));
         let (protocol, hop_limit) = (start[20], start[21]);
         let plain = start[14] >> 4 == 6 && hop_limit > 1 && payload + 54 <= frame.len();
@@ -83,11 +91,11 @@ impl QuickLane<'_> {
         // Global, unique local or link-local: anything unspecified, loopback or multicast goes the general way.
         let honest = key.source[0] != 0 && key.source[0] != 0xff && key.source != key.destination;
         if !(plain && honest && upper_is_plain(protocol, start, 54, payload)) {
-            return None;
+            return OTHER;
         }
         let from_client = self.farm.vip6(&key).is_some();
         if !from_client && !self.farm.has_endpoint6(&key.source) {
-            return Some(Step::Done(Fate::Twin));
+            return OTHER;
         }
         if forwarder.shards > 1 {
             let [a, b, c, d] = key.ports;
@@ -96,78 +104,104 @@ impl QuickLane<'_> {
             } else {
                 forwarder.hash.client6(key.destination, [c, d])
             };
-            let owner = forwarder.owner(client);
-            if owner != forwarder.shard {
-                return Some(Step::Done(Fate::HandOver(owner)));
+            if forwarder.owner(client) != forwarder.shard {
+                return OTHER;
             }
         }
-        Some(Step::Quick6 { home: forwarder.routes6.prefetch(&key) })
+        (forwarder.routes6.prefetch(&key) as u64 + 1) | SIX
     }
 
-    /// Looks up and rewrites; `None` if that is not plain after all.
+    /// Looks at the home lines, which are there by now; asks for the next one where that is not enough.
     #[inline(always)]
-    pub(super) fn leave4<P: Packet>(
-        &self,
-        forwarder: &mut Forwarder,
-        packet: &mut P,
-        home: usize,
-        now: u32,
-    ) -> Option<Fate> {
-        let start = packet.data().first_chunk::<SHORTEST>()?;
-        let (addresses, ports, protocol) = (word(start, 26), ports(start, 34), start[23]);
-        let headers = Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol, v6: false };
-        let entry = forwarder.routes4.find_words(home, addresses, ports, protocol)?;
-        let action = use_route(entry, now, self.farm)?;
-        self.deliver(forwarder, packet, headers, action)
-    }
-
-    /// The same for IPv6.
-    #[inline(always)]
-    pub(super) fn leave6<P: Packet>(
-        &self,
-        forwarder: &mut Forwarder,
-        packet: &mut P,
-        home: usize,
-        now: u32,
-    ) -> Option<Fate> {
-        let start = packet.data().first_chunk::<SHORTEST6>()?;
-        let key = key6(start);
-        let ip_len = short(start, 18).checked_add(40)?;
-        let headers = Headers { l3: 14, l4: 54, ip_len, ttl: start[21], protocol: key.protocol, v6: true };
-        let index = forwarder.routes6.find_at(home, &key)?;
-        let action = use_route(forwarder.routes6.entry_mut(index), now, self.farm)?;
-        self.deliver(forwarder, packet, headers, action)
-    }
-
-    #[inline(always)]
-    fn deliver<P: Packet>(
-        &self,
-        forwarder: &mut Forwarder,
-        packet: &mut P,
-        headers: Headers,
-        action: Action,
-    ) -> Option<Fate> {
-        let Action::Send { endpoint, mode, value } = action else {
-            return None;
+    pub(super) fn look<P: Packet>(&self, forwarder: &Forwarder, packet: &P, place: Place) -> Place {
+        let (look, family) = if place == OTHER {
+            return OTHER;
+        } else if place & SIX == 0 {
+            let Some(start) = packet.data().first_chunk::<SHORTEST>() else {
+                return OTHER;
+            };
+            let (addresses, ports, protocol) = (word(start, 26), ports(start, 34), start[23]);
+            (forwarder.routes4.look(index(place), |slot| slot.holds_words(addresses, ports, protocol)), 0)
+        } else {
+            let Some(start) = packet.data().first_chunk::<SHORTEST6>() else {
+                return OTHER;
+            };
+            let key = key6(start);
+            (forwarder.routes6.look(index(place), |slot| slot.holds(&key)), SIX)
         };
-        Some(match rewrite::deliver(packet, headers, endpoint, mode, value, self.farm) {
-            Ok(port) => {
-                forwarder.counters.hits += 1;
-                Fate::Send(port)
-            }
-            Err(reason) => Fate::Drop(reason),
-        })
+        match look {
+            Look::Found(index) => (index as u64 + 1) | family | FOUND,
+            Look::Absent => OTHER,
+            Look::Further => place,
+        }
     }
-}
 
-/// What a live route says that this packet changes nothing of but the time of its last use.
-#[inline(always)]
-fn use_route(entry: &mut Entry, now: u32, farm: &Farm) -> Option<Action> {
-    if entry.expired(now, &farm.timeouts) || entry.state() == State::Opening {
-        return None;
+    /// Looks up and rewrites; [`GENERAL`] if that is not plain after all.
+    #[inline(always)]
+    pub(super) fn leave<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> PortId {
+        let port = match place {
+            OTHER => None,
+            _ if place & SIX == 0 => self.leave4(forwarder, packet, place, now),
+            _ => self.leave6(forwarder, packet, place, now),
+        };
+        port.unwrap_or(GENERAL)
     }
-    entry.touch(now);
-    Some(entry.action())
+
+    #[inline(always)]
+    fn leave4<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
+        let start = packet.data().first_chunk::<SHORTEST>()?;
+        let headers =
+            Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol: start[23], v6: false };
+        let mut index = index(place);
+        if place & FOUND == 0 {
+            let key = Key4 {
+                source: chunk(start, 26),
+                destination: chunk(start, 30),
+                ports: chunk(start, 34),
+                protocol: start[23],
+            };
+            index = forwarder.routes4.find_at(index, &key)?;
+        }
+        let port = self.deliver(forwarder.routes4.entry_mut(index), packet, headers, now)?;
+        forwarder.counters.hits += 1;
+        Some(port)
+    }
+
+    #[inline(always)]
+    fn leave6<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
+        let start = packet.data().first_chunk::<SHORTEST6>()?;
+        let ip_len = short(start, 18).checked_add(40)?;
+        let headers = Headers { l3: 14, l4: 54, ip_len, ttl: start[21], protocol: start[20], v6: true };
+        let mut index = index(place);
+        if place & FOUND == 0 {
+            index = forwarder.routes6.find_at(index, &key6(start))?;
+        }
+        let port = self.deliver(forwarder.routes6.entry_mut(index), packet, headers, now)?;
+        forwarder.counters.hits += 1;
+        Some(port)
+    }
+
+    /// Does what a live route says, if this packet changes nothing of it but the time of its last use.
+    #[inline(always)]
+    fn deliver<P: Packet>(&self, entry: &mut Entry, packet: &mut P, headers: Headers, now: u32) -> Option<PortId> {
+        if entry.expired(now, &self.farm.timeouts) || entry.state() == State::Opening {
+            return None;
+        }
+        entry.touch(now);
+        if let Some(endpoint) = entry.dsr_endpoint() {
+            return rewrite::deliver_dsr(packet, headers, self.farm.endpoint(endpoint)?, self.farm).ok();
+        }
+        self.deliver_rewritten(entry, packet, headers)
+    }
+
+    fn deliver_rewritten<P: Packet>(&self, entry: &Entry, packet: &mut P, headers: Headers) -> Option<PortId> {
+        match entry.action() {
+            Action::Send { endpoint, mode, value } if mode != Mode::Dsr => {
+                rewrite::deliver(packet, headers, endpoint, mode, value, self.farm).ok()
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Whether a TCP header is whole and has ACK, but nothing that opens or closes; or a UDP header is whole.
@@ -183,6 +217,12 @@ fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, len: usize) -> bool {
     }
 }
 
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it was an index before")]
+fn index(place: Place) -> usize {
+    (place & !(SIX | FOUND)) as usize - 1
+}
+
 /// A MAC address as the lower six bytes of a word read from a frame.
 pub(super) fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
@@ -193,11 +233,10 @@ fn key6(start: &[u8; SHORTEST6]) -> Key6 {
     Key6 { source: chunk(start, 22), destination: chunk(start, 38), ports: chunk(start, 54), protocol: start[20] }
 }
 
+/// `N` bytes at a fixed place; the bounds were checked with the array they are in.
 #[inline(always)]
 fn chunk<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut chunk = [0; N];
-    chunk.copy_from_slice(&bytes[at..at + N]);
-    chunk
+    bytes.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
 }
 
 #[inline(always)]
@@ -220,6 +259,10 @@ fn short(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
+/// A packet that is not for this lane.
+const OTHER: Place = 0;
+const SIX: Place = 1 << 63;
+const FOUND: Place = 1 << 62;
 /// Ethernet, IPv4 and TCP without options; Ethernet pads shorter frames.
 const SHORTEST: usize = 54;
 /// Ethernet, IPv6 and TCP without options.
