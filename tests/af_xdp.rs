@@ -1,0 +1,200 @@
+//! Ports that the kernel does not have (AF_XDP): their twins carry ARP, ND, ping and TCP of the unit's own, byte for byte.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use parking_lot::Mutex;
+
+/// Under `cargo test` the farms share the machine's few cores; nextest runs them alone.
+static ONE_FARM: Mutex<()> = Mutex::new(());
+
+#[test]
+fn dsr_serves_by_one_queue() {
+    serves("xdp-dsr1", &["--mode", "dsr", "--queues", "1"]);
+}
+
+#[test]
+fn nat_serves_by_two_queues() {
+    serves("xdp-nat2", &["--mode", "nat", "--queues", "2"]);
+}
+
+/// A whole run of the lab: no failed request, and no packet buffer is left over.
+fn serves(name: &str, options: &[&str]) {
+    let _one = ONE_FARM.lock();
+    let output = lab()
+        .args(["--name", name, "--port-type", "af_xdp", "--duration", "2s", "--bin-dir"])
+        .arg(bin_dir())
+        .args(options)
+        .output();
+    expect_success(&output.expect("scripts/lab starts"));
+}
+
+#[test]
+fn the_units_own_traffic_goes_through_the_twin() {
+    let farm = Farm::up("xdp-twin");
+    // The unit gave the twin what the YAML says, and the interface below has nothing.
+    let twin = farm.unit(&["ip", "-o", "address", "show", "dev", "twin0"]);
+    assert!(twin.contains("10.80.0.1/24") && twin.contains("fd80::1/64"), "{twin}");
+    let link = farm.unit(&["ip", "link", "show", "dev", "twin0"]);
+    assert!(link.contains("mtu 1500") && link.contains(",UP"), "{link}");
+    let mac = |interface| farm.unit(&["cat", &format!("/sys/class/net/{interface}/address")]);
+    assert_eq!(mac("twin0"), mac("weir0"));
+
+    // The client asks for the unit anew, by ARP and ND, and pings it; then the other way round.
+    farm.client(&["ip", "neigh", "flush", "dev", "eth0"]);
+    for address in ["10.80.0.1", "fd80::1"] {
+        farm.client(&["/usr/bin/python3", "-c", PING, address, "56"]);
+    }
+    let neighbours = farm.client(&["ip", "neigh", "show", "dev", "eth0"]);
+    assert_eq!(neighbours.lines().filter(|line| line.contains(mac("weir0").trim())).count(), 2, "{neighbours}");
+    for address in ["10.80.0.2", "fd80::2"] {
+        // Large ones, too: the twin's MTU is the port's.
+        farm.unit(&["/usr/bin/python3", "-c", PING, address, "1452"]);
+    }
+
+    for address in ["10.80.0.1", "fd80::1"] {
+        farm.talk(address);
+    }
+}
+
+#[test]
+fn an_interface_with_an_address_is_no_af_xdp_port() {
+    let farm = Farm::up("xdp-addr");
+    let config = format!("/run/weir-lab/{}/weir.yaml", farm.name);
+    let second = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xdp-addr.yaml");
+    let yaml = std::fs::read_to_string(config).expect("the lab's configuration");
+    // A second unit beside the lab's, on a cable of its own.
+    let yaml =
+        yaml.replace("af_xdp:weir0", "af_xdp:weir9").replace("twin0", "twin9").replace("weir.sock", "weir9.sock");
+    std::fs::write(&second, yaml).expect("written");
+    let queues = ["numtxqueues", "2", "numrxqueues", "2"];
+    farm.unit(
+        &[&["ip", "link", "add", "weir9"][..], &queues, &["type", "veth", "peer", "name", "weir8"], &queues].concat(),
+    );
+    farm.unit(&["ip", "link", "set", "weir9", "up"]);
+    farm.unit(&["ip", "link", "set", "weir8", "up"]);
+    farm.unit(&["ip", "address", "add", "192.0.2.1/24", "dev", "weir9"]);
+    let output = farm.command("unit").arg(bin_dir().join("weir")).args(["run", "--config"]).arg(&second).output();
+    let output = output.expect("weir starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(said.contains("ip address del 192.0.2.1/24 dev weir9"), "{said}");
+}
+
+/// A lab with AF_XDP ports that is up.
+struct Farm {
+    name: &'static str,
+    _one: parking_lot::MutexGuard<'static, ()>,
+}
+
+impl Farm {
+    fn up(name: &'static str) -> Self {
+        let farm = Self { name, _one: ONE_FARM.lock() };
+        let output = lab()
+            .args(["up", "--name", name, "--port-type", "af_xdp", "--queues", "2", "--bin-dir"])
+            .arg(bin_dir())
+            .output();
+        expect_success(&output.expect("scripts/lab starts"));
+        farm
+    }
+
+    fn command(&self, part: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &format!("weir-lab-{}-{part}", self.name)]);
+        command
+    }
+
+    fn unit(&self, command: &[&str]) -> String {
+        expect_success(&self.command("unit").args(command).output().expect("ip starts"))
+    }
+
+    fn client(&self, command: &[&str]) -> String {
+        expect_success(&self.command("client").args(command).output().expect("ip starts"))
+    }
+
+    /// A TCP connection from the client to a listener of the unit's kernel, whose answer is what was asked, a megabyte of it.
+    fn talk(&self, address: &str) {
+        let mut listener = self.command("unit");
+        listener.args(["timeout", "60", "/usr/bin/python3", "-c", LISTENER, address]);
+        let mut listener = listener.stdout(Stdio::piped()).spawn().expect("python starts");
+        let mut ready = String::new();
+        BufReader::new(listener.stdout.as_mut().expect("piped")).read_line(&mut ready).expect("text");
+        let mut client = self.command("client");
+        client.args(["timeout", "60", "/usr/bin/python3", "-c", CLIENT, address]);
+        let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python starts");
+        let asked: Vec<u8> =
+            (0..1_u32 << 18).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        client.stdin.take().expect("piped").write_all(&asked).expect("written");
+        let output = client.wait_with_output().expect("python ends");
+        assert!(listener.wait().expect("python ends").success(), "{address}");
+        assert!(output.status.success() && output.stdout == asked, "{address}: {} bytes", output.stdout.len());
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        let down = lab().args(["down", "--name", self.name]).status();
+        if !std::thread::panicking() {
+            assert!(down.expect("scripts/lab starts").success());
+        }
+    }
+}
+
+/// Three echoes to an address, with so many bytes each, which have to come back as they were.
+const PING: &str = "import os, socket, struct, sys
+a, size = sys.argv[1], int(sys.argv[2])
+v6 = ':' in a
+s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, 58 if v6 else 1)
+s.settimeout(20)
+s.connect((a, 0))
+for number in range(3):
+    body = struct.pack('!HH', os.getpid() & 0xffff, number) + os.urandom(size)
+    message = struct.pack('!BBH', 128 if v6 else 8, 0, 0) + body
+    if not v6:
+        total = sum(struct.unpack('!%dH' % (len(message) // 2), message))
+        total = (total & 0xffff) + (total >> 16)
+        total = (total & 0xffff) + (total >> 16)
+        message = message[:2] + struct.pack('!H', 0xffff - total) + message[4:]
+    s.send(message)
+    while True:
+        got = s.recv(4096)[0 if v6 else 20:]
+        if got[0] == (129 if v6 else 0) and got[4:] == body: break
+";
+const LISTENER: &str = "import socket, sys
+a = sys.argv[1]
+s = socket.create_server((a, 2222), family=socket.AF_INET6 if ':' in a else socket.AF_INET)
+print('ready', flush=True)
+c, _ = s.accept()
+data = b''
+while len(data) < 1 << 20:
+    part = c.recv(65536)
+    if not part: sys.exit(1)
+    data += part
+c.sendall(data)
+";
+const CLIENT: &str = "import socket, sys
+data = sys.stdin.buffer.read()
+s = socket.create_connection((sys.argv[1], 2222), 30)
+s.sendall(data)
+got = b''
+while len(got) < len(data):
+    part = s.recv(65536)
+    if not part: break
+    got += part
+sys.stdout.buffer.write(got)
+";
+
+fn lab() -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lab"))
+}
+
+fn bin_dir() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").to_owned()
+}
+
+fn expect_success(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
