@@ -218,7 +218,6 @@ fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, len: usize) -> bool {
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "it was an index before")]
 fn index(place: Place) -> usize {
     (place & !(SIX | FOUND)) as usize - 1
 }
