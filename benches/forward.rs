@@ -331,6 +331,7 @@ fn farm(mode: Mode) -> Farm {
         port: (mode == Mode::Nat).then_some(8080),
         directive: Directive::Active,
         backup: false,
+        tunnel: None,
         hop: None,
     };
     Farm::new(FarmParts {

@@ -32,7 +32,6 @@ fn the_unit_answers_for_its_vips_and_leaves_the_rest_to_the_kernel() {
 }
 
 #[test]
-#[ignore = "the forwarder does not read quoted headers yet: it drops ICMP errors to a VIP as `icmp`"]
 fn icmp_errors_reach_the_host_that_has_the_flow() {
     check_group("icmp", 4);
 }

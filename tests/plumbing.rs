@@ -489,6 +489,7 @@ fn farm() -> Farm {
         port: None,
         directive: Directive::Active,
         backup: false,
+        tunnel: None,
         hop: None,
     };
     let neighbour = |n| Neighbour { port: 0, address: address(n), mac: endpoint_mac(n) };

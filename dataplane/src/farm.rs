@@ -13,6 +13,7 @@ use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
 
 use crate::flow::{Key, Key4, Key6};
 use crate::route_table::{IdleTimeouts, Mode};
+use crate::tunneler::Tunnel;
 
 /// What the control plane knows, as the dataplane needs it.
 #[derive(Default)]
@@ -93,6 +94,8 @@ pub struct Endpoint {
     pub directive: Directive,
     /// Whether it stands in only for others.
     pub backup: bool,
+    /// The tunnel to it, in the modes that have one.
+    pub tunnel: Option<Tunnel>,
     /// Its next hop, as long as that is resolved and the endpoint is not inactive.
     pub hop: Option<Hop>,
 }
@@ -294,6 +297,13 @@ impl Farm {
         self.nat && self.addresses.find4([a, b, c, d]) == Some(Owned::Endpoint)
     }
 
+    /// Whether any endpoint's answers are translated back.
+    #[inline]
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        self.nat
+    }
+
     /// The same for an IPv6 source.
     #[inline]
     #[must_use]
@@ -481,6 +491,7 @@ pub(crate) mod tests {
             port: (mode == Mode::Nat).then_some(8080),
             directive: Directive::Active,
             backup: false,
+            tunnel: None,
             hop: None,
         };
         let on_link = |address: [u8; 4], length| Prefix {

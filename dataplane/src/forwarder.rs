@@ -5,6 +5,7 @@
 //! one by one, parsed in full. What cannot be done by a route is left to others, by a [`Fate`]. Nothing here decides where a
 //! connection goes.
 
+mod errors;
 mod quick;
 
 use arrayvec::ArrayVec;
@@ -16,7 +17,7 @@ use crate::flow::{FlowHash, Key, Key4, Key6, place, protocol};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Class, Parsed};
 use crate::plumbing::{Event, Notice, Plumb};
-use crate::rewrite;
+use crate::rewrite::{self, Stop};
 
 use self::quick::{Place, QuickLane};
 use crate::route_table::{Action, Mode, Route, RouteTable, Slot, Slot4, Slot6, State};
@@ -39,8 +40,26 @@ pub enum Fate {
     Twin,
     /// ARP, neighbour discovery or ICMP to a VIP: the dataplane may answer.
     Respond,
+    /// Too big for its way, which takes so many bytes: dropped, and its sender is told.
+    TooBig(u16),
+    /// An ICMP error about a flow without a route: to the classifier, which knows whose it is.
+    DivertError {
+        /// The flow, client to VIP.
+        key: Key,
+        /// Hash of the client's address and port.
+        client: u64,
+    },
     /// Dropped, and counted by reason.
     Drop(DropReason),
+}
+
+impl From<Stop> for Fate {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Drop(reason) => Fate::Drop(reason),
+            Stop::TooBig(mtu) => Fate::TooBig(mtu),
+        }
+    }
 }
 
 /// The port that each packet of a burst leaves by, in their order; [`GENERAL`] for one that goes the general way.
@@ -169,6 +188,11 @@ impl Forwarder {
 
     /// Forwards one packet the general way.
     pub fn forward_one<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
+        if parsed.class == Class::Icmp
+            && let Some(fate) = self.forward_error(packet, parsed, farm, now)
+        {
+            return fate;
+        }
         match self.approach(parsed, farm) {
             Approach::LookUp { home, client, from_client } => {
                 self.act(packet, parsed, home, client, from_client, farm, now)
@@ -315,7 +339,7 @@ impl Forwarder {
                         self.counters.hits += 1;
                         Fate::Send(port)
                     }
-                    Err(reason) => Fate::Drop(reason),
+                    Err(stop) => stop.into(),
                 }
             }
             Action::Drop => Fate::Drop(DropReason::Refused),
@@ -339,6 +363,14 @@ impl Forwarder {
             Key::V6(key) => self.plumb6(key, route, replace, farm, now),
         };
         self.by_route(packet, parsed, action, 0, farm)
+    }
+
+    /// Installs a route, or keeps the one that is there, without a packet of its flow.
+    pub fn install_for(&mut self, key: &Key, route: Route, replace: bool, farm: &Farm, now: u32) {
+        match key {
+            Key::V4(key) => self.plumb4(key, route, replace, farm, now),
+            Key::V6(key) => self.plumb6(key, route, replace, farm, now),
+        };
     }
 
     /// Obeys an order that came without a packet.
@@ -376,7 +408,7 @@ impl Forwarder {
     ) -> Fate {
         match rewrite::deliver(packet, parsed.headers(), endpoint, mode, 0, farm) {
             Ok(port) => Fate::Send(port),
-            Err(reason) => Fate::Drop(reason),
+            Err(stop) => stop.into(),
         }
     }
 
@@ -384,6 +416,15 @@ impl Forwarder {
     pub fn expire(&mut self, count: usize, farm: &Farm, now: u32, mut tell: impl FnMut(Notice) -> bool) {
         self.counters.routes_expired += expire(&mut self.routes4, count, farm, now, &mut tell);
         self.counters.routes_expired += expire(&mut self.routes6, count, farm, now, &mut tell);
+    }
+
+    /// What the live route of `key` says.
+    fn live(&self, key: &Key, farm: &Farm, now: u32) -> Option<Action> {
+        let entry = match key {
+            Key::V4(key) => self.routes4.entry(self.routes4.find(key)?),
+            Key::V6(key) => self.routes6.entry(self.routes6.find(key)?),
+        };
+        (!entry.expired(now, &farm.timeouts)).then(|| entry.action())
     }
 
     /// What happened to a route is told about the flow's direction from the client, and done to it as well.

@@ -11,13 +11,23 @@ use crate::flow::{Key, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
+use crate::tunneler;
 use crate::wire::checksum;
+
+/// Why a packet does not go its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It is dropped.
+    Drop(DropReason),
+    /// It is longer than this many bytes, which is what fits.
+    TooBig(u16),
+}
 
 /// Rewrites a packet as its route says and returns the port it leaves by.
 ///
 /// # Errors
 ///
-/// Why it has to be dropped; the packet is unchanged then.
+/// [`Stop`]; the packet is unchanged but, where a tunnel found no room for its header, for the TTL.
 #[inline]
 pub fn deliver<P: Packet>(
     packet: &mut P,
@@ -26,15 +36,15 @@ pub fn deliver<P: Packet>(
     mode: Mode,
     value: u64,
     farm: &Farm,
-) -> Result<PortId, DropReason> {
+) -> Result<PortId, Stop> {
     if headers.ttl <= 1 {
-        return Err(DropReason::Ttl);
+        return Err(Stop::Drop(DropReason::Ttl));
     }
-    let endpoint = farm.endpoint(endpoint).ok_or(DropReason::Inactive)?;
+    let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
     match mode {
         Mode::Dsr => deliver_dsr(packet, headers, endpoint, farm),
         Mode::Nat => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
             let frame = leave(packet, headers, hop, farm)?;
             decrement_ttl(frame, headers);
             translate(frame, headers, Side::Destination, endpoint.address, endpoint.port);
@@ -42,14 +52,24 @@ pub fn deliver<P: Packet>(
         }
         Mode::NatReturn => {
             let to = VipPort::from_value(value);
-            let vip = farm.vips.get(to.vip as usize).ok_or(DropReason::Inactive)?;
+            let vip = farm.vips.get(to.vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
             let hop = hop_back(packet.data(), headers, farm)?;
             let frame = leave(packet, headers, &hop, farm)?;
             decrement_ttl(frame, headers);
             translate(frame, headers, Side::Source, vip.address, Some(to.port));
             Ok(hop.port)
         }
-        Mode::FullNat | Mode::FullNatReturn | Mode::Ipip | Mode::Gue | Mode::FlowId => Err(DropReason::Inactive),
+        Mode::Ipip | Mode::Gue => {
+            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
+            tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
+            let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
+            decrement_ttl(packet.data_mut(), headers);
+            tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
+            packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+            Ok(hop.port)
+        }
+        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::Inactive)),
     }
 }
 
@@ -64,8 +84,18 @@ pub fn deliver_dsr<P: Packet>(
     headers: Headers,
     endpoint: &Endpoint,
     farm: &Farm,
-) -> Result<PortId, DropReason> {
-    let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint))?;
+) -> Result<PortId, Stop> {
+    let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+    pass_on(packet, headers, hop, farm)
+}
+
+/// Sends a packet on by `hop`, one hop less to live.
+///
+/// # Errors
+///
+/// [`Stop::TooBig`] if it does not fit; the packet is unchanged then.
+#[inline(always)]
+pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, farm: &Farm) -> Result<PortId, Stop> {
     let frame = leave(packet, headers, hop, farm)?;
     decrement_ttl(frame, headers);
     Ok(hop.port)
@@ -94,7 +124,7 @@ pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
 
 /// Why there is no way to an endpoint.
 #[cold]
-fn no_hop(endpoint: &Endpoint) -> DropReason {
+pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
     if endpoint.directive == Directive::Inactive { DropReason::Inactive } else { DropReason::Unresolved }
 }
 
@@ -105,9 +135,10 @@ fn leave<'p, P: Packet>(
     headers: Headers,
     hop: &Hop,
     farm: &Farm,
-) -> Result<&'p mut [u8], DropReason> {
-    if headers.ip_len > farm.ports[usize::from(hop.port)].mtu {
-        return Err(DropReason::TooBig);
+) -> Result<&'p mut [u8], Stop> {
+    let mtu = farm.ports[usize::from(hop.port)].mtu;
+    if headers.ip_len > mtu {
+        return Err(Stop::TooBig(mtu));
     }
     let frame = packet.data_mut();
     frame[..12].copy_from_slice(&hop.ethernet);
@@ -133,7 +164,7 @@ fn decrement_ttl(frame: &mut [u8], headers: Headers) {
 }
 
 /// Where the client of a returning packet is.
-fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Hop, DropReason> {
+pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Hop, Stop> {
     let at = headers.l3 + if headers.v6 { 24 } else { 16 };
     let client: IpAddr = if headers.v6 {
         let mut octets = [0; 16];
@@ -145,9 +176,18 @@ fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Hop, DropReas
     let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
     let flow = u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     farm.hop_to(client, flow).map_err(|reason| match reason {
-        NoHop::NoRoute => DropReason::NoRoute,
-        NoHop::Unresolved(..) => DropReason::Unresolved,
+        NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
+        NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
     })
+}
+
+/// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.
+fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
+    let ports = frame.get(headers.l4..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
+    let source_at = headers.l3 + if headers.v6 { 20 } else { 12 };
+    let source = frame.get(source_at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
+    let words = u64::from(u32::from_ne_bytes(ports)) << 32 | u64::from(u32::from_ne_bytes(source));
+    (words ^ words >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Which of a packet's two ends is rewritten.

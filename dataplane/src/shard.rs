@@ -13,10 +13,11 @@ use weir_identity::Moment;
 use crate::classifier::millis;
 use crate::counters::{DropReason, Drops, ShardCounters};
 use crate::farm::{Farm, PortId};
-use crate::flow::place;
+use crate::flow::{Key, place};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet, Queue};
-use crate::parse::{Parsed, parse};
+use crate::parse::{Class, Parsed, parse};
+use crate::rate_limit::TokenBucket;
 use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
@@ -190,6 +191,8 @@ pub struct Shard<Q: Queue> {
     burst: usize,
     last_published: Moment,
     pace: SweepPace,
+    /// For the ICMP errors that it makes itself.
+    errors: TokenBucket,
 }
 
 impl<Q: Queue> Shard<Q> {
@@ -215,6 +218,7 @@ impl<Q: Queue> Shard<Q> {
             burst: burst.clamp(1, BURST),
             last_published: Moment(0),
             pace: SweepPace::default(),
+            errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
         }
     }
 
@@ -338,7 +342,7 @@ impl<Q: Queue> Shard<Q> {
             Ok(parsed) => {
                 let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
                 self.tell_notices();
-                self.settle(packet, parsed, port, fate);
+                self.settle(packet, parsed, port, fate, now);
             }
             Err(reason) => self.forwarder.drops.count(reason),
         }
@@ -357,7 +361,7 @@ impl<Q: Queue> Shard<Q> {
                     Handover::Process(mut packet, parsed, port) => {
                         let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
                         self.tell_notices();
-                        self.settle(packet, parsed, port, fate);
+                        self.settle(packet, parsed, port, fate, now);
                     }
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
@@ -410,8 +414,17 @@ impl<Q: Queue> Shard<Q> {
     /// A packet came back with its verdict.
     fn answered(&mut self, reply: Reply<Held<Q::Packet>>, now: Moment) {
         self.forwarder.counters.answered += 1;
-        let Reply { verdict, held: Held { mut packet, parsed, port, .. }, .. } = reply;
+        let Reply { key, verdict, held: Held { mut packet, parsed, port, .. } } = reply;
         let fate = match verdict {
+            // It was asked for an ICMP error: the route is its flow's. Nothing is asked twice.
+            Verdict::Install { route, replace } if parsed.class == Class::Icmp => {
+                self.forwarder.install_for(&key, route, replace, &self.farm, millis(now));
+                match self.forwarder.forward_error(&mut packet, &parsed, &self.farm, millis(now)) {
+                    None | Some(Fate::DivertError { .. }) => Fate::Drop(DropReason::Icmp),
+                    Some(fate) => fate,
+                }
+            }
+            Verdict::Once { .. } | Verdict::Reset(_) if parsed.class == Class::Icmp => Fate::Drop(DropReason::Icmp),
             Verdict::Install { route, replace } => {
                 self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now))
             }
@@ -427,21 +440,32 @@ impl<Q: Queue> Shard<Q> {
                 }
             }
         };
-        self.settle(packet, parsed, port, fate);
+        self.settle(packet, parsed, port, fate, now);
     }
 
     /// Does what a packet's fate says.
-    fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate) {
+    fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate, now: Moment) {
         match fate {
             Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
             Fate::Divert { client, zombie } => {
                 let (opens, closes) = (parsed.opens(), parsed.closes());
                 let ask = Ask { key: parsed.key, client, opens, closes, zombie };
-                let classifier = place(client, self.classifiers.len());
-                let held = Held { packet, parsed, port, shard: self.number };
-                match self.classifiers[classifier].questions.push(Question { ask, held }) {
-                    Ok(()) => self.forwarder.counters.diverted += 1,
-                    Err(_) => self.forwarder.drops.count(DropReason::DivertRing),
+                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
+            }
+            Fate::DivertError { key, client } => {
+                let ask = Ask { key, client, opens: false, closes: false, zombie: false };
+                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
+            }
+            Fate::TooBig(mtu) => {
+                self.forwarder.drops.count(DropReason::TooBig);
+                let may_fragment =
+                    matches!(parsed.key, Key::V4(_)) && packet.data()[usize::from(parsed.l3) + 6] & DONT_FRAGMENT == 0;
+                if !may_fragment
+                    && self.errors.allow(now)
+                    && self.respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out))
+                {
+                    self.forwarder.counters.refused += 1;
+                    send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                 }
             }
             Fate::HandOver(shard) => {
@@ -471,6 +495,15 @@ impl<Q: Queue> Shard<Q> {
             }
             Fate::Twin => self.hand_to_twin(packet, port),
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
+        }
+    }
+
+    /// Asks the classifier that owns the flow.
+    fn divert(&mut self, question: Question<Held<Q::Packet>>) {
+        let classifier = place(question.ask.client, self.classifiers.len());
+        match self.classifiers[classifier].questions.push(question) {
+            Ok(()) => self.forwarder.counters.diverted += 1,
+            Err(_) => self.forwarder.drops.count(DropReason::DivertRing),
         }
     }
 
@@ -639,6 +672,10 @@ impl SweepPace {
     }
 }
 
+/// ICMP errors a shard makes at the most; a sender that misses one gets the next.
+const ERRORS_PER_SECOND: u32 = 1000;
+/// DF, in the first byte of an IPv4 header's fragment field.
+const DONT_FRAGMENT: u8 = 0x40;
 /// Milliseconds for a round through a table.
 const SWEEP_PERIOD: usize = 5_000;
 const SWEEP_AT_ONCE: usize = 64;

@@ -159,7 +159,7 @@ fn to_v4<P: Packet>(
     header[12..].copy_from_slice(&addresses4(source, destination));
     let check = Sum::new().bytes(&header).checksum();
     header[10..12].copy_from_slice(&check.to_be_bytes());
-    replace_header(packet, parsed, 40, &header, IPV4)?;
+    replace_header(packet, parsed.headers(), 40, &header, IPV4)?;
     translate_ports(packet.data_mut(), l3 + 20, check_at - 20, delta, ports, parsed.key.protocol());
     Ok(())
 }
@@ -196,7 +196,7 @@ fn to_v6<P: Packet>(
     header[6] = parsed.key.protocol();
     header[7] = old[8];
     header[8..].copy_from_slice(&addresses);
-    replace_header(packet, parsed, header_len, &header, IPV6)?;
+    replace_header(packet, parsed.headers(), header_len, &header, IPV6)?;
     let (l4, check_at) = (l3 + 40, check_at - header_len + 40);
     let frame = packet.data_mut();
     translate_ports(frame, l4, check_at, delta, ports, parsed.key.protocol());

@@ -15,9 +15,8 @@
 use std::net::IpAddr;
 
 use crate::counters::DropReason;
-use crate::flow::Key;
 use crate::packet::Packet;
-use crate::parse::Parsed;
+use crate::parse::Headers;
 use crate::wire::checksum::Sum;
 use crate::wire::{Protocol, gue, ipv4, ipv6, udp};
 
@@ -79,45 +78,46 @@ impl Tunnel {
     /// Puts the outer header before the packet; Ethernet header and VLAN tags move to the front, padding behind the packet is cut.
     ///
     /// `entropy` is the flow's, for those who balance on the way: UDP source port in 49152–65535 (its upper two bits are
-    /// set here) and IPv6 flow label; see [`entropy`]. The inner TTL is the caller's, who has decremented it. `parsed` no
+    /// set here) and IPv6 flow label; see [`entropy`]. The inner TTL is the caller's, who has decremented it. `headers` no
     /// longer describes the packet afterwards.
     ///
     /// # Errors
     ///
     /// [`DropReason::NoBuffer`] without headroom, [`DropReason::TooBig`] beyond 65535 bytes, [`DropReason::Truncated`] if
-    /// `parsed` is of a longer packet. The packet is unchanged then.
+    /// `headers` are of a longer packet. The packet is unchanged then.
     #[inline]
-    pub fn encapsulate<P: Packet>(&self, packet: &mut P, parsed: &Parsed, entropy: u16) -> Result<(), DropReason> {
-        let l3 = usize::from(parsed.l3);
+    pub fn encapsulate<P: Packet>(&self, packet: &mut P, headers: Headers, entropy: u16) -> Result<(), DropReason> {
+        let Headers { l3, ip_len, .. } = headers;
         let Some([first, second, ..]) = packet.data().get(l3..).and_then(<[u8]>::first_chunk::<20>) else {
             return Err(DropReason::Truncated);
         };
-        let Some(outer_len) = parsed.ip_len.checked_add(self.overhead()) else {
+        let Some(outer_len) = ip_len.checked_add(self.overhead()) else {
             return Err(DropReason::TooBig);
         };
-        let (class, inner) = match parsed.key {
-            Key::V4(_) => (*second, Protocol::IPV4.0),
-            Key::V6(_) => (first << 4 | second >> 4, Protocol::IPV6.0),
+        let (class, inner) = if headers.v6 {
+            (first << 4 | second >> 4, Protocol::IPV6.0)
+        } else {
+            (*second, Protocol::IPV4.0)
         };
         let entropy = entropy | ENTROPY_MIN;
         match self.shape {
             Shape::Ipip4 => {
                 let header: [u8; IPIP4] = self.outer4(outer_len, class, inner);
-                replace_header(packet, parsed, 0, &header, IPV4)
+                replace_header(packet, headers, 0, &header, IPV4)
             }
             Shape::Ipip6 => {
                 let header: [u8; IPIP6] = self.outer6(outer_len, class, inner, entropy);
-                replace_header(packet, parsed, 0, &header, IPV6)
+                replace_header(packet, headers, 0, &header, IPV6)
             }
             Shape::Gue4 => {
                 let mut header: [u8; GUE4] = self.outer4(outer_len, class, 0);
                 self.datagram(&mut header[IPIP4..], outer_len - 20, inner, entropy);
-                replace_header(packet, parsed, 0, &header, IPV4)
+                replace_header(packet, headers, 0, &header, IPV4)
             }
             Shape::Gue6 => {
                 let mut header: [u8; GUE6] = self.outer6(outer_len, class, 0, entropy);
                 self.datagram(&mut header[IPIP6..], outer_len - 40, inner, entropy);
-                replace_header(packet, parsed, 0, &header, IPV6)
+                replace_header(packet, headers, 0, &header, IPV6)
             }
         }
     }
@@ -209,12 +209,12 @@ pub fn entropy(hash: u64) -> u16 {
 #[inline]
 pub(crate) fn replace_header<P: Packet, const N: usize>(
     packet: &mut P,
-    parsed: &Parsed,
+    headers: Headers,
     old_len: usize,
     header: &[u8; N],
     ethertype: [u8; 2],
 ) -> Result<(), DropReason> {
-    let (l3, ip_len) = (usize::from(parsed.l3), usize::from(parsed.ip_len));
+    let (l3, ip_len) = (headers.l3, usize::from(headers.ip_len));
     let old = packet.data();
     // With or without tags the longest Ethernet header is moved: what is too much lands where the new header goes.
     let Some(&link) = old.first_chunk::<MAX_LINK>() else {

@@ -47,7 +47,7 @@ fn outcome(name: &str, frame: &[u8]) -> Vec<u8> {
             return packet.data().to_vec();
         }
     };
-    tunnel.unwrap().encapsulate(&mut packet, &parsed, 0xc0de).unwrap();
+    tunnel.unwrap().encapsulate(&mut packet, parsed.headers(), 0xc0de).unwrap();
     packet.data().to_vec()
 }
 

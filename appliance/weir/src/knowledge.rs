@@ -9,6 +9,7 @@ use weir_config::{Config, Device, DirectiveState, Endpoint as ConfigEndpoint, Se
 use weir_dataplane::farm::{Endpoint, FarmParts, Neighbour, NoEndpoint, Port, PortId, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::protocol;
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
+use weir_dataplane::tunneler::Tunnel;
 use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
 use weir_identity::{EndpointId, Moment};
 use weir_netlink::Snapshot;
@@ -116,7 +117,7 @@ impl Knowledge {
             .endpoints
             .iter()
             .map(|known| {
-                let (_, settings) = self.settings(known);
+                let (service, settings) = self.settings(known);
                 Endpoint {
                     service: known.service,
                     host: settings.host,
@@ -125,6 +126,7 @@ impl Knowledge {
                     port: settings.port,
                     directive: known.directive,
                     backup: settings.backup,
+                    tunnel: self.tunnel(service.mode, settings.address),
                     hop: None,
                 }
             })
@@ -215,6 +217,18 @@ impl Knowledge {
         wanted.sort_unstable();
         wanted.dedup();
         wanted
+    }
+
+    /// The tunnel to an endpoint, from the unit's own address nearest to it.
+    fn tunnel(&self, mode: weir_config::Mode, endpoint: IpAddr) -> Option<Tunnel> {
+        let same_family = |net: &IpNet| net.addr().is_ipv4() == endpoint.is_ipv4();
+        let nearest = self.own_prefixes().map(|(_, net)| net).filter(same_family);
+        let source = nearest.max_by_key(|net| net.contains(&endpoint).then_some(net.prefix_len()))?.addr();
+        match mode {
+            weir_config::Mode::Ipip => Tunnel::ipip(source, endpoint),
+            weir_config::Mode::Gue { port } => Tunnel::gue(source, endpoint, port),
+            _ => None,
+        }
     }
 
     /// On which ports' links an address is, by the prefixes of the ports' own addresses.

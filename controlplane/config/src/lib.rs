@@ -33,7 +33,7 @@ pub use types::{
 };
 
 /// The forwarding modes that this version can do; the others are parsed and refused. The one place to change for a new one.
-pub const SUPPORTED_MODES: &[&str] = &["dsr", "nat"];
+pub const SUPPORTED_MODES: &[&str] = &["dsr", "nat", "ipip", "gue"];
 
 /// Loads a unit's configuration for this machine.
 ///

@@ -74,7 +74,7 @@ pub struct Dataplane {
     pub memory_mib: u64,
     /// Packet buffers over all ports.
     pub mbufs: u32,
-    /// Packets taken from a queue at once; 1 to 64.
+    /// Packets taken from a queue at once; 1 to 32.
     pub burst: u16,
     /// Capacity for IPv4 routes over all shards.
     pub routes_ipv4: usize,

@@ -129,7 +129,7 @@ fn syn() -> Given {
 fn ipip_is_these_bytes() {
     let frame = Given { padding: 16, ..syn() }.frame();
     let mut packet = HeapPacket::new(&frame);
-    tunnel(false, false).encapsulate(&mut packet, &parse(&frame, MAC).unwrap(), 7).unwrap();
+    tunnel(false, false).encapsulate(&mut packet, parse(&frame, MAC).unwrap().headers(), 7).unwrap();
     let (outer, inner) = packet.data().split_at(34);
     assert_eq!(outer[..14], frame[..14]);
     // The header's checksum, by hand: 45b9 + 0032 + 4000 + 4004 + 0a50 + 0001 + 0a50 + 000b = da9b.
@@ -141,7 +141,7 @@ fn ipip_is_these_bytes() {
 fn gue_over_ipv6_is_these_bytes() {
     let frame = Given { tags: 1, ..syn() }.frame();
     let mut packet = HeapPacket::new(&frame);
-    tunnel(true, true).encapsulate(&mut packet, &parse(&frame, MAC).unwrap(), 0xc0de).unwrap();
+    tunnel(true, true).encapsulate(&mut packet, parse(&frame, MAC).unwrap().headers(), 0xc0de).unwrap();
     let data = packet.data();
     assert_eq!(data[..16], frame[..16]);
     assert_eq!(data[16..18], [0x86, 0xdd]);
@@ -181,16 +181,16 @@ fn a_refused_packet_is_unchanged() {
         packet.prepend(128 - usize::from(tunnel.overhead()) + 1).unwrap().fill(9);
         packet.data_mut()[..frame.len()].copy_from_slice(&frame);
         let before = packet.clone();
-        assert_eq!(tunnel.encapsulate(&mut packet, &parsed, 0), Err(DropReason::NoBuffer));
-        let long = Parsed { ip_len: 65_535 - tunnel.overhead() + 1, ..parsed };
-        assert_eq!(tunnel.encapsulate(&mut packet, &long, 0), Err(DropReason::TooBig));
-        let long = Parsed { ip_len: 2000, ..parsed };
-        assert_eq!(tunnel.encapsulate(&mut packet, &long, 0), Err(DropReason::Truncated));
+        assert_eq!(tunnel.encapsulate(&mut packet, parsed.headers(), 0), Err(DropReason::NoBuffer));
+        let long = Headers { ip_len: 65_535 - tunnel.overhead() + 1, ..parsed.headers() };
+        assert_eq!(tunnel.encapsulate(&mut packet, long, 0), Err(DropReason::TooBig));
+        let long = Headers { ip_len: 2000, ..parsed.headers() };
+        assert_eq!(tunnel.encapsulate(&mut packet, long, 0), Err(DropReason::Truncated));
         assert_eq!(packet, before);
         // With one byte more of headroom it goes.
         assert!(packet.trim_front(1));
         packet.data_mut()[..frame.len()].copy_from_slice(&frame);
-        assert_eq!(tunnel.encapsulate(&mut packet, &parsed, 0), Ok(()));
+        assert_eq!(tunnel.encapsulate(&mut packet, parsed.headers(), 0), Ok(()));
     }
 }
 
@@ -209,7 +209,7 @@ proptest! {
         let parsed = parse(&frame, MAC).unwrap();
         let mut packet = HeapPacket::new(&frame);
         let tunnel = tunnel(gue, v6);
-        tunnel.encapsulate(&mut packet, &parsed, entropy).unwrap();
+        tunnel.encapsulate(&mut packet, parsed.headers(), entropy).unwrap();
 
         let data = packet.data();
         let (l3, ip_len) = (usize::from(parsed.l3), usize::from(parsed.ip_len));

@@ -114,6 +114,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
                 port: (mode == Mode::Nat && number < 3).then_some(8000 + service as u16),
                 directive: Directive::Active,
                 backup: false,
+                tunnel: None,
                 hop: None,
             }));
         }

@@ -80,7 +80,7 @@ pub struct Dataplane {
     /// Packet buffers over all ports, 1024 to 16777216. Default: 16384.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub mbufs: Option<u32>,
-    /// Packets taken from a queue at once, 1 to 64. Default: 32.
+    /// Packets taken from a queue at once, 1 to 32. Default: 32.
     #[schemars(range(min = 1, max = 64))]
     pub burst: Option<u32>,
     /// Capacity of the route tables.

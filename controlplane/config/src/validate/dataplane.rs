@@ -65,7 +65,7 @@ pub(super) fn dataplane(
         hugepages: raw.hugepages.unwrap_or(false),
         memory_mib: check.mebibytes(raw.memory.as_ref(), &here.key("memory"), 32..=1 << 20, 256),
         mbufs: check.number(raw.mbufs, &here.key("mbufs"), 1024..=1 << 24, 16_384),
-        burst: check.number(raw.burst, &here.key("burst"), 1..=64, 32),
+        burst: check.number(raw.burst, &here.key("burst"), 1..=32, 32),
         routes_ipv4: check.number(sizes.ipv4, &routes.key("ipv4"), ROUTES, 262_144),
         routes_ipv6: check.number(sizes.ipv6, &routes.key("ipv6"), ROUTES, 65_536),
         timeouts: timeouts(check, raw.timeouts.as_ref(), &here.key("timeouts")),
