@@ -32,6 +32,9 @@ pub struct Farm {
     pub timeouts: IdleTimeouts,
     addresses: Addresses,
     nat: bool,
+    /// For the quick lane: the next hops of endpoints, and what fits through every port.
+    quick_hops: Vec<QuickHop>,
+    smallest_mtu: u16,
     fib4: Option<IpLookupTable<Ipv4Addr, Vec<Way>>>,
     fib6: Option<IpLookupTable<Ipv6Addr, Vec<Way>>>,
     neighbours: HashMap<(PortId, IpAddr), Hop, foldhash::fast::FixedState>,
@@ -137,6 +140,18 @@ impl Hop {
     }
 }
 
+/// An endpoint's next hop in sixteen bytes, for the quick lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub struct QuickHop {
+    /// As in [`Hop`].
+    pub ethernet: [u8; 12],
+    /// The port.
+    pub port: PortId,
+    /// Whether there is one.
+    pub resolved: bool,
+}
+
 /// One way of a routing table's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -213,11 +228,11 @@ impl Farm {
         let nat = services.iter().any(|service| matches!(service.mode, Mode::Nat | Mode::FullNat));
         for endpoint in &endpoints {
             if services[endpoint.service].mode == Mode::Nat {
-                addresses.insert(endpoint.address, Owned::Endpoint);
+                addresses.insert(endpoint.address, ENDPOINT);
             }
         }
-        for (index, vip) in (0..).zip(&vips) {
-            addresses.insert(vip.address, Owned::Vip(index));
+        for (code, vip) in (FIRST_VIP..).zip(&vips) {
+            addresses.insert(vip.address, code);
         }
         let mut farm = Self {
             generation,
@@ -227,6 +242,8 @@ impl Farm {
             timeouts,
             addresses,
             nat,
+            quick_hops: Vec::new(),
+            smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
             fib4: None,
             fib6: None,
             neighbours: neighbours
@@ -260,6 +277,14 @@ impl Farm {
                 Endpoint { hop, ..endpoint }
             })
             .collect();
+        farm.quick_hops = farm
+            .endpoints
+            .iter()
+            .map(|endpoint| match endpoint.hop {
+                Some(Hop { port, ethernet }) => QuickHop { ethernet, port, resolved: true },
+                None => QuickHop::default(),
+            })
+            .collect();
         farm
     }
 
@@ -267,34 +292,42 @@ impl Farm {
     #[inline]
     #[must_use]
     pub fn vip4(&self, key: &Key4) -> Option<u32> {
-        match self.addresses.find4(key.destination) {
-            Some(Owned::Vip(index)) => Some(index),
-            _ => None,
-        }
+        self.addresses.find4(key.destination).checked_sub(FIRST_VIP)
     }
 
     /// The VIP that an IPv6 packet is for.
     #[inline]
     #[must_use]
     pub fn vip6(&self, key: &Key6) -> Option<u32> {
-        match self.addresses.find6(key.destination) {
-            Some(Owned::Vip(index)) => Some(index),
-            _ => None,
-        }
+        self.addresses.find6(key.destination).checked_sub(FIRST_VIP)
     }
 
     /// Whether an IPv4 destination is a VIP.
     #[inline]
     #[must_use]
     pub fn has_vip4(&self, destination: [u8; 4]) -> bool {
-        matches!(self.addresses.find4(destination), Some(Owned::Vip(_)))
+        self.addresses.find4(destination) >= FIRST_VIP
     }
 
     /// Whether an IPv4 source (the first half of a header's addresses) may be an endpoint whose answers are translated back.
     #[inline]
     #[must_use]
     pub fn has_endpoint4(&self, &[a, b, c, d, ..]: &[u8; 8]) -> bool {
-        self.nat && self.addresses.find4([a, b, c, d]) == Some(Owned::Endpoint)
+        self.nat && self.addresses.find4([a, b, c, d]) == ENDPOINT
+    }
+
+    /// The next hop of an endpoint, if it is resolved.
+    #[inline(always)]
+    #[must_use]
+    pub fn quick_hop(&self, endpoint: EndpointId) -> Option<&QuickHop> {
+        self.quick_hops.get(endpoint.index()).filter(|hop| hop.resolved)
+    }
+
+    /// Bytes of IP packet that fit through every port.
+    #[inline(always)]
+    #[must_use]
+    pub fn smallest_mtu(&self) -> u16 {
+        self.smallest_mtu
     }
 
     /// Whether any endpoint's answers are translated back.
@@ -308,7 +341,7 @@ impl Farm {
     #[inline]
     #[must_use]
     pub fn has_endpoint6(&self, source: &[u8; 16]) -> bool {
-        self.nat && self.addresses.find6(*source) == Some(Owned::Endpoint)
+        self.nat && self.addresses.find6(*source) == ENDPOINT
     }
 
     /// The VIP that a packet is for.
@@ -327,8 +360,8 @@ impl Farm {
     pub fn is_from_endpoint(&self, key: &Key) -> bool {
         self.nat
             && match key {
-                Key::V4(key) => self.addresses.find4(key.source) == Some(Owned::Endpoint),
-                Key::V6(key) => self.addresses.find6(key.source) == Some(Owned::Endpoint),
+                Key::V4(key) => self.addresses.find4(key.source) == ENDPOINT,
+                Key::V6(key) => self.addresses.find6(key.source) == ENDPOINT,
             }
     }
 
@@ -392,77 +425,86 @@ impl Default for IdleTimeouts {
     }
 }
 
-/// Whose address it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owned {
-    Vip(u32),
-    Endpoint,
-}
-
 /// The few addresses that decide a packet's direction, in tables small enough to stay in the first-level cache.
 #[derive(Debug, Default)]
 struct Addresses {
-    slots4: Vec<Option<([u8; 4], Owned)>>,
-    slots6: Vec<Option<([u8; 16], Owned)>>,
+    slots4: Vec<(u32, Code)>,
+    slots6: Vec<(u128, Code)>,
 }
+
+/// Whose an address is, as a number: one comparison where an enum would take several.
+type Code = u32;
+const NOBODY: Code = 0;
+const ENDPOINT: Code = 1;
+/// `FIRST_VIP + index`.
+const FIRST_VIP: Code = 2;
 
 impl Addresses {
     fn with_room_for(count: usize) -> Self {
         let slots = (count * 4).next_power_of_two();
-        Self { slots4: vec![None; slots], slots6: vec![None; slots] }
+        Self { slots4: vec![(0, NOBODY); slots], slots6: vec![(0, NOBODY); slots] }
     }
 
     /// Adds an address; a VIP replaces an endpoint.
-    fn insert(&mut self, address: IpAddr, owned: Owned) {
+    fn insert(&mut self, address: IpAddr, code: Code) {
         match address {
-            IpAddr::V4(address) => insert(&mut self.slots4, address.octets(), mix4(address.octets()), owned),
-            IpAddr::V6(address) => insert(&mut self.slots6, address.octets(), mix6(address.octets()), owned),
+            IpAddr::V4(address) => {
+                let address = u32::from_ne_bytes(address.octets());
+                insert(&mut self.slots4, address, mix4(address), code);
+            }
+            IpAddr::V6(address) => {
+                let address = u128::from_ne_bytes(address.octets());
+                insert(&mut self.slots6, address, mix6(address), code);
+            }
         }
     }
 
-    #[inline]
-    fn find4(&self, address: [u8; 4]) -> Option<Owned> {
+    #[inline(always)]
+    fn find4(&self, address: [u8; 4]) -> Code {
+        let address = u32::from_ne_bytes(address);
         find(&self.slots4, address, mix4(address))
     }
 
-    #[inline]
-    fn find6(&self, address: [u8; 16]) -> Option<Owned> {
+    #[inline(always)]
+    fn find6(&self, address: [u8; 16]) -> Code {
+        let address = u128::from_ne_bytes(address);
         find(&self.slots6, address, mix6(address))
     }
 }
 
-fn insert<A: PartialEq>(slots: &mut [Option<(A, Owned)>], address: A, hash: usize, owned: Owned) {
+fn insert<A: PartialEq>(slots: &mut [(A, Code)], address: A, hash: usize, code: Code) {
     let mask = slots.len() - 1;
     let mut index = hash & mask;
-    while slots[index].as_ref().is_some_and(|(there, _)| *there != address) {
+    while slots[index].1 != NOBODY && slots[index].0 != address {
         index = (index + 1) & mask;
     }
-    slots[index] = Some((address, owned));
+    slots[index] = (address, code);
 }
 
-#[inline]
-fn find<A: PartialEq>(slots: &[Option<(A, Owned)>], address: A, hash: usize) -> Option<Owned> {
-    let mask = slots.len().checked_sub(1)?;
+#[inline(always)]
+fn find<A: PartialEq + Copy>(slots: &[(A, Code)], address: A, hash: usize) -> Code {
+    let Some(mask) = slots.len().checked_sub(1) else {
+        return NOBODY;
+    };
     let mut index = hash & mask;
     loop {
-        match &slots[index] {
-            Some((there, owned)) if *there == address => return Some(*owned),
-            Some(_) => index = (index + 1) & mask,
-            None => return None,
+        let (there, code) = slots[index & mask];
+        if code == NOBODY || there == address {
+            return code;
         }
+        index += 1;
     }
 }
 
 /// Configured addresses cannot be chosen by an attacker, so a plain multiplication serves.
-#[inline]
-fn mix4(address: [u8; 4]) -> usize {
-    (u64::from(u32::from_ne_bytes(address)).wrapping_mul(MIX) >> 40) as usize
+#[inline(always)]
+fn mix4(address: u32) -> usize {
+    (u64::from(address).wrapping_mul(MIX) >> 40) as usize
 }
 
-#[inline]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the address is mixed down to its hash")]
-fn mix6(address: [u8; 16]) -> usize {
-    let address = u128::from_ne_bytes(address);
+fn mix6(address: u128) -> usize {
     ((address as u64 ^ (address >> 64) as u64).wrapping_mul(MIX) >> 40) as usize
 }
 

@@ -130,12 +130,7 @@ pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
 #[inline(always)]
-fn leave<'p, P: Packet>(
-    packet: &'p mut P,
-    headers: Headers,
-    hop: &Hop,
-    farm: &Farm,
-) -> Result<&'p mut [u8], Stop> {
+fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers, hop: &Hop, farm: &Farm) -> Result<&'p mut [u8], Stop> {
     let mtu = farm.ports[usize::from(hop.port)].mtu;
     if headers.ip_len > mtu {
         return Err(Stop::TooBig(mtu));
@@ -153,14 +148,21 @@ fn decrement_ttl(frame: &mut [u8], headers: Headers) {
         frame[l3 + 7] -= 1;
         return;
     }
-    let header = &mut frame[l3..l3 + 20];
-    header[8] -= 1;
-    let check = u32::from(u16::from_be_bytes([header[10], header[11]])) + 0x100;
+    if let Some(frame) = frame[l3 - 14..].first_chunk_mut::<34>() {
+        decrement_ttl4(frame);
+    }
+}
+
+/// The same for an IPv4 packet behind an Ethernet header without tags (or the last 14 bytes of one with).
+#[inline(always)]
+pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
+    frame[22] -= 1;
+    let check = u32::from(u16::from_be_bytes([frame[24], frame[25]])) + 0x100;
     let check = (check & 0xffff) + (check >> 16);
     // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
     let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
-    header[10] = high;
-    header[11] = low;
+    frame[24] = high;
+    frame[25] = low;
 }
 
 /// Where the client of a returning packet is.

@@ -274,6 +274,14 @@ impl Entry {
         now.wrapping_sub(self.seen)
     }
 
+    /// Whether a packet that changes nothing may take the route: it is alive, and its handshake is over.
+    #[inline(always)]
+    #[must_use]
+    pub fn settled(&self, now: u32, timeouts: &IdleTimeouts) -> bool {
+        let limit = timeouts.0.get(usize::from(self.state)).copied().unwrap_or(0);
+        self.state != State::Opening as u8 && self.idle(now) <= limit
+    }
+
     /// Whether the route has outlived its idle timeout: then it is no route any more, swept or not.
     #[inline]
     #[must_use]

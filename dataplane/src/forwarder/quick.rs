@@ -10,7 +10,7 @@ use crate::forwarder::{Forwarder, GENERAL};
 use crate::packet::Packet;
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, Look, Mode, Slot, State};
+use crate::route_table::{Action, Entry, Look, Mode, Slot};
 
 /// Where a packet's route should be, between the burst's passes: 0 for a packet that is not for this lane, else one more than an
 /// index, with the highest bit for IPv6 and the next one once the route has been found there.
@@ -53,7 +53,8 @@ impl QuickLane<'_> {
         let sum = (sum & 0xffff_ffff) + (sum >> 32);
         let sum = (sum & 0xffff) + (sum >> 16);
         let sum = (sum & 0xffff) + (sum >> 16);
-        let plain = start[14] == 0x45 && fragment == 0 && ttl > 1 && sum == 0xffff && total + 14 <= len;
+        let fits = total + 14 <= len && total <= usize::from(self.farm.smallest_mtu());
+        let plain = start[14] == 0x45 && fragment == 0 && ttl > 1 && sum == 0xffff && fits;
         let (first, addresses) = (start[26], word(start, 26));
         let honest = first.wrapping_sub(1) < 223 && first != 127 && addresses >> 32 != addresses & 0xffff_ffff;
         if !(plain && honest && upper_is_plain(protocol, start, 34, total.wrapping_sub(20))) {
@@ -86,7 +87,8 @@ impl QuickLane<'_> {
         };
         let payload = usize::from(short(start, 18));
         let (protocol, hop_limit) = (start[20], start[21]);
-        let plain = start[14] >> 4 == 6 && hop_limit > 1 && payload + 54 <= frame.len();
+        let fits = payload + 54 <= frame.len() && payload + 40 <= usize::from(self.farm.smallest_mtu());
+        let plain = start[14] >> 4 == 6 && hop_limit > 1 && fits;
         let key = key6(start);
         // Global, unique local or link-local: anything unspecified, loopback or multicast goes the general way.
         let honest = key.source[0] != 0 && key.source[0] != 0xff && key.source != key.destination;
@@ -149,52 +151,61 @@ impl QuickLane<'_> {
 
     #[inline(always)]
     fn leave4<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
-        let start = packet.data().first_chunk::<SHORTEST>()?;
-        let headers =
-            Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol: start[23], v6: false };
         let mut index = index(place);
         if place & FOUND == 0 {
-            let key = Key4 {
-                source: chunk(start, 26),
-                destination: chunk(start, 30),
-                ports: chunk(start, 34),
-                protocol: start[23],
-            };
+            let start = packet.data().first_chunk::<SHORTEST>()?;
+            let (source, destination) = (chunk(start, 26), chunk(start, 30));
+            let key = Key4 { source, destination, ports: chunk(start, 34), protocol: start[23] };
             index = forwarder.routes4.find_at(index, &key)?;
         }
-        let port = self.deliver(forwarder.routes4.entry_mut(index), packet, headers, now)?;
+        let entry = forwarder.routes4.entry_mut(index);
+        if !entry.settled(now, &self.farm.timeouts) {
+            return None;
+        }
+        entry.touch(now);
+        let port = if let Some(endpoint) = entry.dsr_endpoint() {
+            let hop = self.farm.quick_hop(endpoint)?;
+            let frame = packet.data_mut().first_chunk_mut::<SHORTEST>()?;
+            frame[..12].copy_from_slice(&hop.ethernet);
+            rewrite::decrement_ttl4(frame);
+            hop.port
+        } else {
+            let start = packet.data().first_chunk::<SHORTEST>()?;
+            let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
+            self.rewrite(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false })?
+        };
         forwarder.counters.hits += 1;
         Some(port)
     }
 
     #[inline(always)]
     fn leave6<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
-        let start = packet.data().first_chunk::<SHORTEST6>()?;
-        let ip_len = short(start, 18).checked_add(40)?;
-        let headers = Headers { l3: 14, l4: 54, ip_len, ttl: start[21], protocol: start[20], v6: true };
         let mut index = index(place);
         if place & FOUND == 0 {
-            index = forwarder.routes6.find_at(index, &key6(start))?;
+            index = forwarder.routes6.find_at(index, &key6(packet.data().first_chunk::<SHORTEST6>()?))?;
         }
-        let port = self.deliver(forwarder.routes6.entry_mut(index), packet, headers, now)?;
+        let entry = forwarder.routes6.entry_mut(index);
+        if !entry.settled(now, &self.farm.timeouts) {
+            return None;
+        }
+        entry.touch(now);
+        let port = if let Some(endpoint) = entry.dsr_endpoint() {
+            let hop = self.farm.quick_hop(endpoint)?;
+            let frame = packet.data_mut().first_chunk_mut::<SHORTEST6>()?;
+            frame[..12].copy_from_slice(&hop.ethernet);
+            frame[21] -= 1;
+            hop.port
+        } else {
+            let start = packet.data().first_chunk::<SHORTEST6>()?;
+            let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
+            self.rewrite(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true })?
+        };
         forwarder.counters.hits += 1;
         Some(port)
     }
 
-    /// Does what a live route says, if this packet changes nothing of it but the time of its last use.
-    #[inline(always)]
-    fn deliver<P: Packet>(&self, entry: &mut Entry, packet: &mut P, headers: Headers, now: u32) -> Option<PortId> {
-        if entry.expired(now, &self.farm.timeouts) || entry.state() == State::Opening {
-            return None;
-        }
-        entry.touch(now);
-        if let Some(endpoint) = entry.dsr_endpoint() {
-            return rewrite::deliver_dsr(packet, headers, self.farm.endpoint(endpoint)?, self.farm).ok();
-        }
-        self.deliver_rewritten(entry, packet, headers)
-    }
-
-    fn deliver_rewritten<P: Packet>(&self, entry: &Entry, packet: &mut P, headers: Headers) -> Option<PortId> {
+    /// The modes that change more than the link-layer addresses.
+    fn rewrite<P: Packet>(&self, entry: &Entry, packet: &mut P, headers: Headers) -> Option<PortId> {
         match entry.action() {
             Action::Send { endpoint, mode, value } if mode != Mode::Dsr => {
                 rewrite::deliver(packet, headers, endpoint, mode, value, self.farm).ok()
