@@ -4,6 +4,8 @@
 //! not fit there is in the lines behind it, and removal moves it back, so that no tombstone is ever left. The slice has two slots
 //! for each IPv4 route that is allowed, 64 bytes with index and slack, and three for IPv6; so there is no rehash, however it grows.
 
+use std::hint::select_unpredictable;
+
 use weir_cpu::{HugeSlice, MapError};
 use weir_identity::EndpointId;
 use zerocopy::FromZeros;
@@ -301,12 +303,17 @@ pub struct Slot4 {
 
 impl Slot4 {
     /// Whether the key of these words is here: see [`flow::FlowHash::route4_words`].
+    fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
+        self.difference(addresses, ports, protocol) == 0 && !self.is_empty()
+    }
+
+    /// The bits by which the key of these words differs from the one here; an empty slot differs from any packet's, which has a
+    /// protocol.
     #[inline(always)]
     #[must_use]
-    pub fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
-        // One expression without a branch in it: the bits that differ, of all fields.
+    pub fn difference(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
         let rest = (self.ports ^ ports) | u32::from(self.entry.protocol ^ protocol);
-        (self.addresses ^ addresses) | u64::from(rest) == 0 && !self.is_empty()
+        (self.addresses ^ addresses) | u64::from(rest)
     }
 }
 
@@ -375,6 +382,19 @@ pub struct Slot6 {
     pad: [u32; 2],
 }
 
+impl Slot6 {
+    /// The bits by which `key` differs from the one here, as for [`Slot4::difference`].
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    pub fn difference(&self, key: &Key6) -> u64 {
+        let addresses = (u128::from_ne_bytes(self.source) ^ u128::from_ne_bytes(key.source))
+            | (u128::from_ne_bytes(self.destination) ^ u128::from_ne_bytes(key.destination));
+        let rest = (self.ports ^ u32::from_ne_bytes(key.ports)) | u32::from(self.entry.protocol ^ key.protocol);
+        addresses as u64 | (addresses >> 64) as u64 | u64::from(rest)
+    }
+}
+
 impl Slot for Slot6 {
     type Key = Key6;
     const PER_LINE: usize = 1;
@@ -399,10 +419,7 @@ impl Slot for Slot6 {
 
     #[inline]
     fn holds(&self, key: &Key6) -> bool {
-        let addresses = (u128::from_ne_bytes(self.source) ^ u128::from_ne_bytes(key.source))
-            | (u128::from_ne_bytes(self.destination) ^ u128::from_ne_bytes(key.destination));
-        let rest = (self.ports ^ u32::from_ne_bytes(key.ports)) | u32::from(self.entry.protocol ^ key.protocol);
-        addresses == 0 && rest == 0 && !self.is_empty()
+        self.difference(key) == 0 && !self.is_empty()
     }
 
     fn key(&self) -> Key6 {
@@ -655,35 +672,34 @@ impl<S: Slot> RouteTable<S> {
     }
 }
 
-/// Where a look at a key's home line has led.
+/// What a key's home line has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
-    /// It is there, at this place.
-    Found(usize),
-    /// It is nowhere.
-    Absent,
-    /// The line is full of others; the next one has been asked for.
-    Further,
+pub struct Look {
+    /// The key is there, at `index`.
+    pub found: bool,
+    /// Its place, if it was found.
+    pub index: usize,
+    /// It may be in the next line, which has been asked for.
+    pub further: bool,
 }
 
 impl<S: Slot> RouteTable<S> {
-    /// Looks at the home line alone for what `holds` recognises: so that the rare second line of one packet is fetched while others
-    /// are looked up.
+    /// Looks at the home line alone, for the slot whose `difference` from the key is 0: so that the rare second line of one packet is
+    /// fetched while others are looked up. Without a branch: which slot of its line a random flow has cannot be predicted.
     #[inline(always)]
-    pub fn look(&self, home: usize, holds: impl Fn(&S) -> bool) -> Look {
-        let mut full = true;
-        for (index, slot) in (home..).zip(self.slots[home..].iter().take(S::PER_LINE)) {
-            if holds(slot) {
-                return Look::Found(index);
-            }
+    pub fn look(&self, home: usize, difference: impl Fn(&S) -> u64) -> Look {
+        let line = &self.slots[home..home + S::PER_LINE];
+        let (mut index, mut found, mut full) = (home, false, true);
+        for (offset, slot) in line.iter().enumerate() {
+            let same = difference(slot) == 0;
+            index = select_unpredictable(same, home + offset, index);
+            found |= same;
             full &= !slot.is_empty();
         }
-        if !full {
-            return Look::Absent;
-        }
         let next = home + S::PER_LINE;
-        weir_cpu::prefetch_write_at(&self.slots, if next >= self.slots.len() { 0 } else { next });
-        Look::Further
+        let next = select_unpredictable(next >= self.slots.len(), 0, next);
+        weir_cpu::prefetch_write_at(&self.slots, select_unpredictable(found, home, next));
+        Look { found, index, further: full & !found }
     }
 }
 

@@ -3,6 +3,8 @@
 //! It makes every check that [`crate::parse`] makes, from words read at fixed places; whatever is not as plain as that (another
 //! state, a flag that means something, no route) is left to the general way, so that there is one place for each rule.
 
+use std::hint::select_unpredictable;
+
 use crate::farm::Farm;
 use crate::farm::PortId;
 use crate::flow::{Key4, Key6, protocol};
@@ -10,7 +12,7 @@ use crate::forwarder::{Forwarder, GENERAL};
 use crate::packet::Packet;
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, Look, Mode, Slot};
+use crate::route_table::{Action, Entry, Look, Mode};
 
 /// Where a packet's route should be, between the burst's passes: 0 for a packet that is not for this lane, else one more than an
 /// index, with the highest bit for IPv6 and the next one once the route has been found there.
@@ -123,19 +125,17 @@ impl QuickLane<'_> {
                 return OTHER;
             };
             let (addresses, ports, protocol) = (word(start, 26), ports(start, 34), start[23]);
-            (forwarder.routes4.look(index(place), |slot| slot.holds_words(addresses, ports, protocol)), 0)
+            (forwarder.routes4.look(index(place), |slot| slot.difference(addresses, ports, protocol)), 0)
         } else {
             let Some(start) = packet.data().first_chunk::<SHORTEST6>() else {
                 return OTHER;
             };
             let key = key6(start);
-            (forwarder.routes6.look(index(place), |slot| slot.holds(&key)), SIX)
+            (forwarder.routes6.look(index(place), |slot| slot.difference(&key)), SIX)
         };
-        match look {
-            Look::Found(index) => (index as u64 + 1) | family | FOUND,
-            Look::Absent => OTHER,
-            Look::Further => place,
-        }
+        let Look { found, index, further } = look;
+        let elsewhere = select_unpredictable(further, place, OTHER);
+        select_unpredictable(found, (index as u64 + 1) | family | FOUND, elsewhere)
     }
 
     /// Looks up and rewrites; [`GENERAL`] if that is not plain after all.
