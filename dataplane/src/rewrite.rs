@@ -130,12 +130,7 @@ pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
 #[inline(always)]
-fn leave<'p, P: Packet>(
-    packet: &'p mut P,
-    headers: Headers,
-    hop: &Hop,
-    farm: &Farm,
-) -> Result<&'p mut [u8], Stop> {
+fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers, hop: &Hop, farm: &Farm) -> Result<&'p mut [u8], Stop> {
     let mtu = farm.ports[usize::from(hop.port)].mtu;
     if headers.ip_len > mtu {
         return Err(Stop::TooBig(mtu));

@@ -17,8 +17,8 @@ use crate::flow::{Key, place};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
-use crate::rate_limit::TokenBucket;
 use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
+use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
 

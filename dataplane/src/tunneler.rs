@@ -94,11 +94,8 @@ impl Tunnel {
         let Some(outer_len) = ip_len.checked_add(self.overhead()) else {
             return Err(DropReason::TooBig);
         };
-        let (class, inner) = if headers.v6 {
-            (first << 4 | second >> 4, Protocol::IPV6.0)
-        } else {
-            (*second, Protocol::IPV4.0)
-        };
+        let (class, inner) =
+            if headers.v6 { (first << 4 | second >> 4, Protocol::IPV6.0) } else { (*second, Protocol::IPV4.0) };
         let entropy = entropy | ENTROPY_MIN;
         match self.shape {
             Shape::Ipip4 => {
