@@ -1,10 +1,14 @@
 //! Ports that the kernel does not have (AF_XDP): their twins carry ARP, ND, ping and TCP of the unit's own, byte for byte.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use parking_lot::Mutex;
+
+mod programs;
+
+use programs::bin_dir;
 
 /// Under `cargo test` the farms share the machine's few cores; nextest runs them alone.
 static ONE_FARM: Mutex<()> = Mutex::new(());
@@ -187,10 +191,6 @@ sys.stdout.buffer.write(got)
 
 fn lab() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lab"))
-}
-
-fn bin_dir() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").to_owned()
 }
 
 fn expect_success(output: &Output) -> String {

@@ -9,6 +9,10 @@ use std::time::{Duration, SystemTime};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 
+mod programs;
+
+use programs::bin_dir;
+
 /// Under `cargo test` the farms share a process and the machine's few cores; nextest has a test group for that.
 static ONE_FARM: Mutex<()> = Mutex::new(());
 
@@ -55,11 +59,11 @@ fn serves(name: &str, options: &[&str]) {
 #[test]
 fn a_dead_host_gets_nothing_new() {
     let farm = Farm::up("dead", &["--mode", "dsr"]);
-    let load = farm.load_in_background("4s");
+    let mut load = farm.load_in_background("4s");
     farm.call(&["host", "kill", "host-2"]);
     farm.wait_for("host-2 is seen failing", |farm| farm.health("host-2").iter().all(|health| health == "failing"));
     // Connections that were at host-2 are lost with it; what counts is what comes after the fall.
-    expect_end(load);
+    load.wait().expect("scripts/lab ends");
     let before = farm.new_connections();
     let results = farm.load("3s");
     assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
@@ -207,8 +211,13 @@ impl Farm {
 
     /// Both loads and all checks.
     fn run_in_background(&self, duration: &str, results: &Path) -> Child {
-        let mut lab = self.lab(&["run", "--duration", duration, "--json"]);
-        lab.arg(results).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("scripts/lab starts")
+        let mut lab = self.lab(&["run", "--duration", duration]);
+        lab.arg("--json")
+            .arg(results)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("scripts/lab starts")
     }
 
     /// Only the load; its result may be anything.
@@ -220,8 +229,8 @@ impl Farm {
     /// A connection per request for a while.
     fn load(&self, duration: &str) -> Value {
         let results = self.results_path();
-        let mut lab = self.lab(&["run", "--load-only", "--duration", duration, "--json"]);
-        expect_success(&lab.arg(&results).output().expect("scripts/lab starts"));
+        let mut lab = self.lab(&["run", "--load-only", "--duration", duration]);
+        expect_success(&lab.arg("--json").arg(&results).output().expect("scripts/lab starts"));
         read_json(&results)
     }
 
@@ -298,19 +307,6 @@ impl Drop for Farm {
     }
 }
 
-/// The folder with `weir` and `weirctl`, of one build. Cargo has built `weir` for this test, not the other package's program.
-fn bin_dir() -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_weir")).parent().expect("a folder").to_owned();
-    let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-    cargo.args(["build", "--quiet", "-p", "weirctl", "--target-dir"]).arg(folder.parent().expect("the target folder"));
-    if folder.ends_with("release") {
-        cargo.arg("--release");
-    }
-    let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).output().expect("cargo starts");
-    expect_success(&built);
-    folder
-}
-
 /// New connections within 5 % of what the capacities say.
 fn assert_spread(results: &Value) {
     let shares = results["shares"].as_object().expect("shares");
@@ -343,8 +339,7 @@ fn read_json(path: &Path) -> Value {
 }
 
 fn expect_end(child: Child) {
-    let done = child.wait_with_output().expect("scripts/lab ends");
-    assert!(done.stdout.is_empty() || done.status.success(), "{}", describe(&done));
+    expect_success(&child.wait_with_output().expect("scripts/lab ends"));
 }
 
 fn expect_success(done: &Output) {
