@@ -81,7 +81,7 @@ pub struct Dataplane {
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub mbufs: Option<u32>,
     /// Packets taken from a queue at once, 1 to 32. Default: 32.
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = 1, max = 32))]
     pub burst: Option<u32>,
     /// Capacity of the route tables.
     pub routes: Option<TableSizes>,
