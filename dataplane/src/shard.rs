@@ -4,47 +4,26 @@
 //! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod published;
+mod rings;
 
-use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+
 use weir_identity::Moment;
 
+pub use self::published::Published;
+pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
 use crate::classifier::millis;
-use crate::counters::{DropReason, Drops, ShardCounters};
+use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
-use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
+use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
-
-/// A packet on its way between shard and classifier, with what its parsing found.
-#[derive(Debug)]
-pub struct Held<P> {
-    /// The packet.
-    pub packet: P,
-    /// Its headers.
-    pub parsed: Parsed,
-    /// The port that it came in by.
-    pub port: PortId,
-    /// The shard that owns its flow.
-    pub shard: usize,
-}
-
-/// What one shard hands to another.
-#[derive(Debug)]
-pub enum Handover<P> {
-    /// A packet of a flow that the other one owns.
-    Process(P, Parsed, PortId),
-    /// A finished packet, for a port that this shard has no queue of.
-    Send(P, PortId),
-    /// A packet for the kernel twin of a port.
-    Twin(P, PortId),
-}
 
 /// Where packets for a port's kernel go.
 pub enum Twin<Q> {
@@ -67,115 +46,6 @@ impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
         Self { queue, twin, transmit: Burst::new() }
-    }
-}
-
-/// A shard's end of its rings to one classifier.
-#[derive(Debug)]
-pub struct ClassifierLink<P> {
-    questions: Producer<Question<Held<P>>>,
-    notices: Producer<Notice>,
-    replies: Consumer<Reply<Held<P>>>,
-    plumbs: Consumer<Plumb>,
-}
-
-/// A classifier's end of its rings to one shard.
-#[derive(Debug)]
-pub struct ShardLink<P> {
-    /// Packets without a route.
-    pub questions: Consumer<Question<Held<P>>>,
-    /// What happened to routes.
-    pub notices: Consumer<Notice>,
-    /// The packets with their answers.
-    pub replies: Producer<Reply<Held<P>>>,
-    /// Orders about routes without a packet.
-    pub plumbs: Producer<Plumb>,
-}
-
-/// The rings between a shard and a classifier; `packets` and `notices` say how many wait at the most.
-#[must_use]
-pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<P>) {
-    let (questions, questions_out) = RingBuffer::new(packets);
-    let (notices, notices_out) = RingBuffer::new(notices);
-    let (replies_in, replies) = RingBuffer::new(packets);
-    let (plumbs_in, plumbs) = RingBuffer::new(packets);
-    (
-        ClassifierLink { questions, notices, replies, plumbs },
-        ShardLink { questions: questions_out, notices: notices_out, replies: replies_in, plumbs: plumbs_in },
-    )
-}
-
-/// A shard's end of the rings to the other shards, by their number; its own place is empty.
-#[derive(Debug)]
-pub struct Neighbourhood<P> {
-    to: Vec<Option<Producer<Handover<P>>>>,
-    from: Vec<Consumer<Handover<P>>>,
-}
-
-/// The rings among `shards` shards, each `packets` long.
-#[must_use]
-pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
-    let mut all: Vec<Neighbourhood<P>> =
-        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
-    for from in 0..shards {
-        for to in 0..shards {
-            if from == to {
-                all[from].to.push(None);
-                continue;
-            }
-            let (producer, consumer) = RingBuffer::new(packets);
-            all[from].to.push(Some(producer));
-            all[to].from.push(consumer);
-        }
-    }
-    all
-}
-
-/// A shard's counters where other threads can read them; the shard writes, everybody reads.
-#[derive(Debug)]
-pub struct Published {
-    counters: Vec<AtomicU64>,
-    drops: Vec<AtomicU64>,
-    routes: [AtomicU64; 2],
-}
-
-impl Default for Published {
-    fn default() -> Self {
-        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
-        Self {
-            counters: zeros(ShardCounters::NAMES.len()),
-            drops: zeros(DropReason::ALL.len()),
-            routes: Default::default(),
-        }
-    }
-}
-
-impl Published {
-    /// Counters with their names.
-    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        ShardCounters::NAMES.iter().copied().zip(self.counters.iter().map(|value| value.load(Ordering::Relaxed)))
-    }
-
-    /// Drops with their reasons.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.iter().copied().zip(self.drops.iter().map(|value| value.load(Ordering::Relaxed)))
-    }
-
-    /// IPv4 and IPv6 routes in the table.
-    #[must_use]
-    pub fn routes(&self) -> (u64, u64) {
-        (self.routes[0].load(Ordering::Relaxed), self.routes[1].load(Ordering::Relaxed))
-    }
-
-    fn store(&self, forwarder: &Forwarder, drops: &Drops) {
-        for (to, from) in self.counters.iter().zip(forwarder.counters.values()) {
-            to.store(from, Ordering::Relaxed);
-        }
-        for (to, from) in self.drops.iter().zip(drops.values()) {
-            to.store(*from, Ordering::Relaxed);
-        }
-        self.routes[0].store(forwarder.routes4().len() as u64, Ordering::Relaxed);
-        self.routes[1].store(forwarder.routes6().len() as u64, Ordering::Relaxed);
     }
 }
 
