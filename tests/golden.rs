@@ -22,6 +22,11 @@ fn nat_sends_what_scapy_says() {
 }
 
 #[test]
+fn fragments_follow_their_flow() {
+    check_group("fragments", 60);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

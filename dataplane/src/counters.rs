@@ -53,6 +53,18 @@ counters! {
         routes_evicted,
         /// Routes deleted or replaced by a classifier.
         routes_deleted,
+        /// Fragments that went on as packets of their flow.
+        fragments,
+        /// Fragments that had to wait for their first.
+        fragments_held,
+        /// Datagrams in fragments that went through whole.
+        datagrams_completed,
+        /// Datagrams killed: fragments that overlap or contradict each other, or too many of them.
+        datagrams_killed,
+        /// Datagrams that had to give way to newer ones.
+        datagrams_evicted,
+        /// Datagrams that were not complete in time.
+        datagrams_timed_out,
         /// Notices (confirmed, closing, expired) put into rings to classifiers.
         notices,
         /// Notices that found the ring full; each is tried again where it matters.

@@ -40,6 +40,8 @@ pub enum Fate {
     Twin,
     /// ARP, neighbour discovery or ICMP to a VIP: the dataplane may answer.
     Respond,
+    /// A fragment: to the shard that has its datagram, and there to the fragment table.
+    Fragment,
     /// Too big for its way, which takes so many bytes: dropped, and its sender is told.
     TooBig(u16),
     /// An ICMP error about a flow without a route: to the classifier, which knows whose it is.
@@ -238,7 +240,7 @@ impl Forwarder {
             // ND to a unicast address, and unreachability probes for a VIP
             Class::Icmp if parsed.key.protocol() == protocol::ICMPV6 && parsed.ttl == 255 => Fate::Respond,
             Class::Fragment if farm.vip_of(&parsed.key).is_some() || farm.is_from_endpoint(&parsed.key) => {
-                Fate::Drop(DropReason::Fragment)
+                Fate::Fragment
             }
             Class::OtherIp if farm.vip_of(&parsed.key).is_some() => Fate::Drop(DropReason::Protocol),
             _ => Fate::Twin,
@@ -285,7 +287,7 @@ impl Forwarder {
                 let event = if parsed.closes() && matches!(state, State::Opening | State::Established) {
                     entry.set_state(State::Closing);
                     Some(Event::Closing)
-                } else if state == State::Opening && !parsed.opens() {
+                } else if state == State::Opening && !parsed.opens() && !parsed.is_later() {
                     entry.set_state(State::Established);
                     Some(Event::Confirmed)
                 } else {

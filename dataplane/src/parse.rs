@@ -53,7 +53,7 @@ pub struct Parsed {
     pub l4: u16,
     /// Length of the IP packet (header and payload), in bytes; the frame may have padding behind it.
     pub ip_len: u16,
-    /// Set for [`Class::Fragment`].
+    /// Set for [`Class::Fragment`], and for a fragment whose flow is known, which is [`Class::Flow`].
     pub fragment: Fragment,
     /// Whether the frame was sent to this port's address rather than to a group.
     pub unicast: bool,
@@ -88,6 +88,18 @@ pub struct Headers {
     pub protocol: u8,
     /// Whether it is IPv6.
     pub v6: bool,
+    /// For a fragment without the TCP or UDP header, which the first one has: its flow's ports.
+    pub later: Option<[u8; 4]>,
+}
+
+impl Headers {
+    /// Source and destination port, where the protocol has them.
+    #[inline]
+    #[must_use]
+    pub fn ports(&self, frame: &[u8]) -> [u8; 4] {
+        let there = || frame.get(self.l4..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+        self.later.unwrap_or_else(there)
+    }
 }
 
 impl Parsed {
@@ -102,7 +114,15 @@ impl Parsed {
             ttl: self.ttl,
             protocol: self.key.protocol(),
             v6: matches!(self.key, Key::V6(_)),
+            later: self.is_later().then(|| self.key.ports()),
         }
+    }
+
+    /// Whether it is a fragment without the TCP or UDP header, which the first one has.
+    #[inline]
+    #[must_use]
+    pub fn is_later(&self) -> bool {
+        self.fragment.offset != 0
     }
 
     /// Whether this opens a connection: a SYN without an ACK.
@@ -361,13 +381,21 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
     if more && len % 8 != 0 || len == 0 || u32::from(offset) + u32::from(len) > u32::from(u16::MAX) {
         return Err(DropReason::BadFragment);
     }
-    if offset == 0 && matches!(parsed.key.protocol(), protocol::TCP | protocol::UDP) {
-        let needed = if parsed.key.protocol() == protocol::TCP { 20 } else { 8 };
+    let protocol = parsed.key.protocol();
+    if offset == 0 && matches!(protocol, protocol::TCP | protocol::UDP) {
+        let needed = if protocol == protocol::TCP { 20 } else { 8 };
         if payload.len() < needed {
             return Err(DropReason::BadFragment);
         }
-        if parsed.key.protocol() == protocol::TCP {
-            parsed.tcp_flags = payload[13] & 0x3f;
+        if protocol == protocol::TCP {
+            // RFC 1858: all of the header is in the first fragment. And no sender has a reason to take a SYN to pieces.
+            if usize::from(payload[12] >> 4) * 4 > payload.len() || payload[13] & tcp_flags::SYN != 0 {
+                return Err(DropReason::BadFragment);
+            }
+            parsed = upper(parsed, protocol, payload)?;
+            parsed.class = Class::Fragment;
+        } else if u16::from_be_bytes([payload[4], payload[5]]) < 8 {
+            return Err(DropReason::BadLength);
         }
         set_ports(&mut parsed.key, chunk::<4>(payload, 0));
     }

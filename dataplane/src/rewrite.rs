@@ -7,7 +7,7 @@ use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
 use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
-use crate::flow::{Key, protocol};
+use crate::flow::{Key, destination_port, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
@@ -175,8 +175,7 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
     } else {
         [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
     };
-    let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
-    let flow = u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let flow = u64::from(destination_port(headers.ports(frame))).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     farm.hop_to(client, flow).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
         NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
@@ -185,7 +184,7 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
 
 /// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.
 fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
-    let ports = frame.get(headers.l4..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
+    let ports = headers.ports(frame);
     let source_at = headers.l3 + if headers.v6 { 20 } else { 12 };
     let source = frame.get(source_at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
     let words = u64::from(u32::from_ne_bytes(ports)) << 32 | u64::from(u32::from_ne_bytes(source));
@@ -199,10 +198,14 @@ enum Side {
     Destination,
 }
 
-/// Replaces address and port of one end; the checksums follow by difference, RFC 1624.
+/// Replaces address and port of one end; the checksums follow by difference, RFC 1624. A later fragment has only the address.
 #[inline]
 fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
-    let Headers { l3, l4, .. } = headers;
+    let l4 = headers.l4;
+    if headers.later.is_some() {
+        translate_address(frame, headers, side, address, 0);
+        return;
+    }
     let port_at = match side {
         Side::Source => l4,
         Side::Destination => l4 + 2,
@@ -211,7 +214,25 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
     let new_port = port.unwrap_or(old_port);
     let check_at = l4 + if headers.protocol == protocol::UDP { 6 } else { 16 };
     let old_check = u16::from_be_bytes([frame[check_at], frame[check_at + 1]]);
-    let mut check = checksum::update_u16(old_check, old_port, new_port);
+    let mut check =
+        translate_address(frame, headers, side, address, checksum::update_u16(old_check, old_port, new_port));
+    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
+    if headers.protocol == protocol::UDP {
+        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
+        if old_check == 0 {
+            return;
+        }
+        if check == 0 {
+            check = 0xffff;
+        }
+    }
+    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+}
+
+/// Replaces the address of one end, in the IPv4 header's checksum as well; returns the upper protocol's `check` with the difference.
+#[inline]
+fn translate_address(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, mut check: u16) -> u16 {
+    let l3 = headers.l3;
     match address {
         IpAddr::V4(address) => {
             let at = l3 + if side == Side::Source { 12 } else { 16 };
@@ -230,15 +251,5 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
             frame[at..at + 16].copy_from_slice(&address.octets());
         }
     }
-    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
-    if headers.protocol == protocol::UDP {
-        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
-        if old_check == 0 {
-            return;
-        }
-        if check == 0 {
-            check = 0xffff;
-        }
-    }
-    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+    check
 }

@@ -4,6 +4,7 @@
 //! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
+mod fragments;
 mod published;
 mod rings;
 
@@ -18,6 +19,7 @@ use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
+use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
@@ -61,6 +63,7 @@ pub struct Shard<Q: Queue> {
     burst: usize,
     last_published: Moment,
     pace: SweepPace,
+    fragments: FragmentTable<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
 }
@@ -77,6 +80,7 @@ impl<Q: Queue> Shard<Q> {
         classifiers: Vec<ClassifierLink<Q::Packet>>,
         burst: usize,
     ) -> Self {
+        let fragments = fragments::table(&forwarder, Limits::default());
         Self {
             number,
             farm,
@@ -88,8 +92,16 @@ impl<Q: Queue> Shard<Q> {
             burst: burst.clamp(1, BURST),
             last_published: Moment(0),
             pace: SweepPace::default(),
+            fragments,
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
         }
+    }
+
+    /// The same with other limits for the datagrams whose fragments it follows.
+    #[must_use]
+    pub fn with_fragments(mut self, limits: Limits) -> Self {
+        self.fragments = fragments::table(&self.forwarder, limits);
+        self
     }
 
     /// Its number.
@@ -326,6 +338,7 @@ impl<Q: Queue> Shard<Q> {
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
+            Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
             Fate::TooBig(mtu) => {
                 self.forwarder.drops.count(DropReason::TooBig);
                 let may_fragment =
@@ -458,6 +471,7 @@ impl<Q: Queue> Shard<Q> {
             self.forwarder.counters.notices += told;
             self.forwarder.counters.notices_deferred += deferred;
         }
+        self.expire_fragments(now);
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();

@@ -55,6 +55,10 @@ class Family:
     def __str__(self):
         return f"v{self.version}"
 
+    @property
+    def other(self):
+        return V6 if self.version == 4 else V4
+
     def ip(self, src, dst, **fields):
         """A header with fields that have to survive."""
         if self.version == 4:
@@ -66,8 +70,8 @@ V4, V6 = Family(4), Family(6)
 FAMILIES = (V4, V6)
 
 
-def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
-    """A unit's YAML: the VIPs of both families, web on TCP 80 and a service on UDP 53."""
+def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens", mtu=1500, cross=False):
+    """A unit's YAML: the VIPs of both families, web on TCP 80 and a service on UDP 53; `cross`: hosts of the other family."""
     far = ports == 2
     text = ["unit: { id: 1, name: golden }"]
     text += ["dataplane:", "  shards: 4", "  classifiers: 2", "  cpus: [0]", "  seed: 7"]
@@ -75,7 +79,7 @@ def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
         text.append(f"  timeouts: {timeouts}")
     text.append("ports:")
     text.append(
-        f'  - {{ name: net0, device: "af_packet:golden0", mac: "{PORT_MAC["net0"]}", '
+        f'  - {{ name: net0, device: "af_packet:golden0", mac: "{PORT_MAC["net0"]}", mtu: {mtu}, '
         'addresses: [192.0.2.1/24, "2001:db8::1/64"] }'
     )
     if far:
@@ -106,7 +110,8 @@ def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
                     f"    protocol: {protocol}\n    ports: {port}\n    mode: {mode}\n    select: {select}\n    endpoints:"
                 )
                 for i in range(1, hosts + 1):
-                    address = (family.far_hosts if far else family.hosts)[i]
+                    outer = family.other if cross else family
+                    address = (outer.far_hosts if far else outer.hosts)[i]
                     # A host serves two VIPs on one port each; nat needs to tell their replies apart.
                     other = f", port: {host_port(protocol, kind)}" if mode == "nat" else ""
                     text.append(f'      - {{ host: host-{i}, address: "{address}"{other} }}')
@@ -147,6 +152,14 @@ class Case:
         """`packet` comes in by `port` and leaves as `expected`; the flow's name begins with its kind."""
         self.arrives(packet, port, flow.split(" ")[0])
         self.out.setdefault(out_port, []).append({"flow": flow, "frame": bytes(expected).hex()})
+
+    def waits(self, packet, kind="", port="net0"):
+        """`packet` comes in; what becomes of it is said elsewhere."""
+        self.arrives(packet, port, kind)
+
+    def later(self, seconds):
+        """Time passes before what comes next."""
+        self.clock = (self.clock // 1000 + 1) * 1000 + seconds * 1_000_000
 
     def drop(self, packet, reason, port="net0"):
         """`packet` is dropped and counted."""
@@ -212,13 +225,14 @@ def forwarded(packet, *, src_mac, dst_mac, **rewrite):
 class Path:
     """How the packets of one mode travel between a client and host 1."""
 
-    def __init__(self, mode, family, protocol, *, ports=1, kind="routed", client_mac=ROUTER_MAC, tags=()):
+    def __init__(self, mode, family, protocol, *, ports=1, kind="routed", client_mac=ROUTER_MAC, tags=(), cross=False):
+        self.outer = family.other if cross else family
         self.mode, self.family, self.protocol, self.tags = mode, family, protocol, tags
         self.kind, self.client_mac = kind, client_mac
         self.vip = family.vip if kind == "routed" else family.onlink_vip
         self.vip_port = 80 if protocol == "tcp" else 53
         self.host_side = "net1" if ports == 2 else "net0"
-        self.host = (family.far_hosts if ports == 2 else family.hosts)[1]
+        self.host = (self.outer.far_hosts if ports == 2 else self.outer.hosts)[1]
         self.client = family.near if client_mac == NEAR_MAC else family.client
 
     def l4(self, **fields):
@@ -235,8 +249,31 @@ class Path:
         case.sends(packet, self.at_host(packet), f"request {sport}", out_port=self.host_side)
 
     def at_host(self, packet):
+        if self.mode in ("ipip", "gue"):
+            return self.tunnelled(packet)
         rewrite = {"dst": self.host, "dport": host_port(self.protocol, self.kind)} if self.mode == "nat" else {}
         return forwarded(packet, src_mac=PORT_MAC[self.host_side], dst_mac=HOST_MAC[1], **rewrite)
+
+    def tunnelled(self, packet):
+        """RFC 2003 and 2473, or GUE over UDP: the packet as a router passes it on, in a header from the unit to the host."""
+        inner = forwarded(packet, src_mac=PORT_MAC[self.host_side], dst_mac=HOST_MAC[1])
+        ip = inner[IP] if IP in inner else inner[IPv6]
+        kind = 4 if IP in inner else 41
+        ports = bytes(packet[TCP] if TCP in packet else packet[UDP])[:4]
+        return self.encapsulated(packet, bytes(ip), kind, ip.tos if IP in inner else ip.tc, ports)
+
+    def encapsulated(self, packet, inner, kind, traffic_class, ports):
+        entropy = flow_entropy(self.client, ports)
+        if self.mode == "gue":
+            gue = bytes([0, kind, 0, 0])
+            inner = struct.pack("!4H", entropy, 6080, 8 + 4 + len(inner), 0) + gue + inner
+            kind = 17
+        if self.outer is V4:
+            outer = IP(src=V4.unit, dst=self.host, ttl=64, flags="DF", id=0, tos=traffic_class, proto=kind)
+        else:
+            outer = IPv6(src=V6.unit, dst=self.host, hlim=64, tc=traffic_class, fl=entropy, nh=kind)
+        link = ether(src=PORT_MAC[self.host_side], dst=HOST_MAC[1], tags=self.tags)
+        return link / outer / Raw(inner)
 
     def reply(self, case, payload=b"", *, dport=40000, **fields):
         """A packet from the host, where it comes back through the unit, and how the client gets it."""
@@ -270,6 +307,16 @@ class Path:
                 ),
             }
         )
+
+
+def flow_entropy(client, ports):
+    """What spreads the flows of one tunnel: a mix of the client's ports and the first four bytes of its address."""
+    address = ipaddress.ip_address(client).packed[:4]
+    if ":" in client:
+        address = ipaddress.ip_address(client).packed[12:]
+    words = int.from_bytes(ports, "little") << 32 | int.from_bytes(address, "little")
+    mixed = (words ^ words >> 29) * 0x9E3779B97F4A7C15 % (1 << 64)
+    return mixed >> 48 | 0xC000
 
 
 SYN_OPTIONS = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1000, 0)), ("NOP", None), ("WScale", 7)]
@@ -552,17 +599,173 @@ def wrong_cases():
         case.drop(broken, "bad_checksum")
     yield case
 
-    case = Case("fragments", config(mode))
-    for fields in ({"flags": "MF", "frag": 0}, {"flags": "MF", "frag": 4}, {"flags": 0, "frag": 8}):
-        case.drop(ether() / V4.ip(V4.client, V4.vip, proto=17, **fields) / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
-    for offset, more in ((0, 1), (4, 1), (8, 0)):
-        header = IPv6ExtHdrFragment(nh=17, offset=offset, m=more, id=77)
-        case.drop(ether() / V6.ip(V6.client, V6.vip) / header / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
-    yield case
-
     case = Case("protocol", config(mode))
     case.drop(ether() / V4.ip(V4.client, V4.vip, proto=47) / Raw(bytes(24)), "protocol")
     case.drop(ether() / V6.ip(V6.client, V6.vip, nh=47) / Raw(bytes(24)), "protocol")
+    yield case
+
+
+def pieces(packet, bounds, ident):
+    """A whole packet's fragments with these bounds (multiples of 8, in bytes of its payload), in order."""
+    packet = Ether(bytes(packet))
+    v4 = IP in packet
+    ip = packet[IP] if v4 else packet[IPv6]
+    protocol, payload = (ip.proto if v4 else ip.nh), bytes(ip.payload)
+    link = Ether(bytes(packet)[: bytes(packet).index(bytes(ip))])
+    bounds = [0, *bounds, len(payload)]
+    result = []
+    for start, end in zip(bounds, bounds[1:]):
+        more = end < len(payload)
+        if v4:
+            header = IP(
+                src=ip.src, dst=ip.dst, tos=ip.tos, ttl=ip.ttl, proto=protocol, id=ident,
+                flags="MF" if more else 0, frag=start // 8,
+            )
+        else:
+            header = IPv6(src=ip.src, dst=ip.dst, tc=ip.tc, fl=ip.fl, hlim=ip.hlim, nh=44)
+            header = header / IPv6ExtHdrFragment(nh=protocol, offset=start // 8, m=int(more), id=ident)
+        result.append(link / header / Raw(payload[start:end]))
+    return result
+
+
+ORDERS = {"in-order": (0, 1, 2), "backwards": (2, 1, 0), "first-in-the-middle": (1, 0, 2)}
+
+
+def in_pieces(path, case, whole, expected, ident, order, kind, port, out_port):
+    """A packet comes in by pieces, and leaves by the same: the first one goes before those that have waited for it."""
+    bounds = (1200, 2400)
+    before, after = pieces(whole, bounds, ident), [bytes(p) for p in expected(bounds)]
+    for at in order:
+        case.waits(before[at], kind, port)
+    first = order.index(0)
+    for at in (0, *order[:first], *order[first + 1 :]):
+        case.out.setdefault(out_port, []).append({"flow": f"{kind} {ident}", "frame": after[at].hex()})
+
+
+def fragment_cases():
+    """Fragments follow their flow in every mode, both ways; what is wrong with them is dropped."""
+    for mode in ("dsr", "nat", "ipip", "gue"):
+        for family in FAMILIES:
+            for protocol in ("udp", "tcp"):
+                for name, order in ORDERS.items():
+                    case = Case(f"{mode}-{family}-{protocol}-{name}", config(mode))
+                    fragmented_conversation(Path(mode, family, protocol), case, order)
+                    yield case
+            case = Case(f"{mode}-{family}-vlan", config(mode))
+            fragmented_conversation(Path(mode, family, "udp", tags=(7,)), case, ORDERS["backwards"])
+            yield case
+    for family in FAMILIES:
+        yield from wrong_fragments(family)
+
+
+def fragmented_conversation(path, case, order):
+    """A connection (or the first datagram), then packets of 3000 bytes in pieces, and their answers where they come back."""
+    if path.protocol == "tcp":
+        path.request(case, flags="S", seq=1)
+        path.request(case, flags="A", seq=2, ack=1)
+    for ident in (0x77, 0x78):
+        fields = {"flags": "PA", "seq": 2, "ack": 1} if path.protocol == "tcp" else {}
+        ip = {"flags": 0} if path.family is V4 else {}
+        whole = ether(src=path.client_mac, tags=path.tags) / path.family.ip(path.client, path.vip, **ip)
+        whole = whole / path.l4(sport=40000, dport=path.vip_port, **fields) / Raw(pattern(3000))
+
+        def at_host(bounds, whole=whole, ident=ident):
+            if path.mode not in ("ipip", "gue"):
+                return pieces(path.at_host(whole), bounds, ident)
+            ports = bytes(Ether(bytes(whole))[TCP if path.protocol == "tcp" else UDP])[:4]
+            kind = 4 if path.family is V4 else 41
+            inner = pieces(forwarded(whole, src_mac=PORT_MAC["net0"], dst_mac=HOST_MAC[1]), bounds, ident)
+            layer = IP if path.family is V4 else IPv6
+            return [path.encapsulated(None, bytes(Ether(bytes(p))[layer]), kind, 0x2E, ports) for p in inner]
+
+        in_pieces(path, case, whole, at_host, ident, order, "request", "net0", path.host_side)
+        if path.mode == "nat":
+            back = ether(src=HOST_MAC[1], dst=PORT_MAC[path.host_side], tags=path.tags)
+            back = back / path.family.ip(path.host, path.client, **ip)
+            back = back / path.l4(sport=host_port(path.protocol, path.kind), dport=40000, **fields) / Raw(pattern(2999))
+            there = forwarded(back, src_mac=PORT_MAC["net0"], dst_mac=path.client_mac, src=path.vip, sport=path.vip_port)
+            in_pieces(
+                path, case, back, lambda bounds, there=there, ident=ident: pieces(there, bounds, ident), ident, order,
+                "reply", path.host_side, "net0",
+            )
+    path.route(case)
+
+
+def wrong_fragments(family):
+    """Overlaps, tiny ones, floods, and those whose first never comes."""
+    mode = "nat"
+    path = Path(mode, family, "udp")
+    whole = ether() / family.ip(family.client, family.vip, **({"flags": 0} if family is V4 else {}))
+    datagram = whole / UDP(sport=40000, dport=53) / Raw(pattern(3000))
+    segment = whole / TCP(sport=40000, dport=80, flags="A") / Raw(pattern(100))
+
+    case = Case(f"{family}-overlap", config(mode))
+    coarse, fine = pieces(datagram, (1200, 2400), 9), pieces(datagram, (800, 1600, 2400), 9)
+    for packet in (coarse[1], fine[1], coarse[0], coarse[2], fine[3]):
+        case.drop(packet, "bad_fragment")
+    # One that says that the datagram ends before what has been seen of it, and one behind the end.
+    short = pieces(datagram, (1200, 2400), 10)
+    end = pieces(whole / UDP(sport=40000, dport=53) / Raw(pattern(1800)), (1200,), 10)
+    for packet in (short[2], end[1], short[0]):
+        case.drop(packet, "bad_fragment")
+    yield case
+
+    case = Case(f"{family}-tiny", config(mode))
+    case.drop(pieces(segment, (8,), 1)[0], "bad_fragment")
+    case.drop(pieces(segment, (16,), 2)[0], "bad_fragment")
+    case.drop(pieces(segment, (8,), 3)[1], "bad_fragment")  # would bring the flags
+    options = whole / TCP(sport=40000, dport=80, flags="A", options=SYN_OPTIONS) / Raw(pattern(100))
+    case.drop(pieces(options, (24,), 4)[0], "bad_fragment")  # the header goes on in the next
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="S") / Raw(pattern(100)), (48,), 5)[0], "bad_fragment")
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="SF") / Raw(pattern(100)), (48,), 6)[0], "bad_fragment")
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="") / Raw(pattern(100)), (48,), 7)[0], "bad_flags")
+    yield case
+
+    case = Case(f"{family}-lengths", config(mode))
+    odd = Ether(bytes(pieces(datagram, (1200,), 1)[0]))
+    odd[Raw].load = odd[Raw].load[:-4]
+    for layer in (IP, IPv6):
+        if layer in odd:
+            for name in ("len", "chksum", "plen"):
+                if name in odd[layer].fields:
+                    delattr(odd[layer], name)
+    case.drop(odd, "bad_fragment")
+    last = 0x1FFF * 8
+    if family is V4:
+        beyond = ether() / V4.ip(V4.client, V4.vip, proto=17, flags=0, frag=last // 8) / Raw(pattern(100))
+    else:
+        beyond = ether() / V6.ip(V6.client, V6.vip) / IPv6ExtHdrFragment(nh=17, offset=last // 8, id=1) / Raw(pattern(100))
+    case.drop(beyond, "bad_fragment")
+    yield case
+
+    # A third of them waits until the time is over, for the datagram whose first one is missing has no flow.
+    case = Case(f"{family}-never-whole", config(mode))
+    for ident in range(20):
+        case.waits(pieces(datagram, (1200, 2400), ident)[1 + ident % 2])
+    case.later(61)
+    path.request(case, b"later")
+    case.drops["fragment"] = 20
+    yield case
+
+    # 1024 buffers may wait, a quarter of them in each of the four shards; all of a client's are in one.
+    case = Case(f"{family}-flood", config(mode))
+    for ident in range(1000):
+        case.waits(pieces(datagram, (1200, 2400), ident)[1 + ident % 2])
+    case.drops["fragment_table"] = 1000 - 256
+    in_order = Path(mode, family, "udp")
+    fragmented_conversation(in_order, case, ORDERS["in-order"])
+    yield case
+
+    # Pings in pieces, and other protocols: nothing says which flow they are of.
+    case = Case(f"{family}-other-protocols", config(mode))
+    for protocol in (1 if family is V4 else 58, 47):
+        for frag, more in ((0, 1), (6, 0)):
+            if family is V4:
+                packet = ether() / V4.ip(V4.client, V4.vip, proto=protocol, flags=more, frag=frag) / Raw(pattern(48))
+            else:
+                header = IPv6ExtHdrFragment(nh=protocol, offset=frag, m=more, id=protocol)
+                packet = ether() / V6.ip(V6.client, V6.vip) / header / Raw(pattern(48))
+            case.drop(packet, "fragment")
     yield case
 
 
@@ -661,6 +864,7 @@ def burst_cases():
 GROUPS = {
     "dsr": lambda: mode_cases("dsr"),
     "nat": lambda: mode_cases("nat"),
+    "fragments": fragment_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

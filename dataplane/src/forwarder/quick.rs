@@ -172,7 +172,7 @@ impl QuickLane<'_> {
         } else {
             let start = packet.data().first_chunk::<SHORTEST>()?;
             let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
-            self.rewrite(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false })?
+            self.rewrite(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false, later: None })?
         };
         forwarder.counters.hits += 1;
         Some(port)
@@ -198,7 +198,7 @@ impl QuickLane<'_> {
         } else {
             let start = packet.data().first_chunk::<SHORTEST6>()?;
             let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
-            self.rewrite(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true })?
+            self.rewrite(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true, later: None })?
         };
         forwarder.counters.hits += 1;
         Some(port)

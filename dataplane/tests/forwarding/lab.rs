@@ -12,6 +12,7 @@ use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, State};
 use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
@@ -153,6 +154,7 @@ pub(crate) struct Setup {
     pub(crate) divert_ring: usize,
     pub(crate) notice_ring: usize,
     pub(crate) handover_ring: usize,
+    pub(crate) fragments: Limits,
     /// Which shard sends for a shard by a port: itself where it has a queue.
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
@@ -172,6 +174,7 @@ impl Setup {
             divert_ring: 512,
             notice_ring: 512,
             handover_ring: 512,
+            fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
         }
@@ -221,7 +224,8 @@ impl Lab {
                 ShardPort::new(queue, twin)
             });
             let ports = ports.collect();
-            made.push(Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32));
+            let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
+            made.push(shard.with_fragments(setup.fragments));
         }
         let seats = links.into_iter().enumerate().map(|(number, links)| {
             let settings = classifier::Settings {

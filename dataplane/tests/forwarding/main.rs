@@ -8,6 +8,7 @@
 mod any_bytes;
 mod decisions;
 mod farm_changes;
+mod fragments;
 mod frames;
 mod lab;
 mod life;
