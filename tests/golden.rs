@@ -27,6 +27,11 @@ fn fragments_follow_their_flow() {
 }
 
 #[test]
+fn tunnels_carry_what_scapy_says() {
+    check_group("tunnels", 60);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

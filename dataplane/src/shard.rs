@@ -7,6 +7,7 @@
 mod fragments;
 mod published;
 mod rings;
+mod split;
 
 use std::sync::Arc;
 
@@ -245,6 +246,7 @@ impl<Q: Queue> Shard<Q> {
                         self.tell_notices();
                         self.settle(packet, parsed, port, fate, now);
                     }
+                    Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
@@ -339,6 +341,7 @@ impl<Q: Queue> Shard<Q> {
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
             Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
+            Fate::TooBig(mtu) if split::may_split(packet.data(), &parsed) => self.split(packet, parsed, port, mtu, now),
             Fate::TooBig(mtu) => {
                 self.forwarder.drops.count(DropReason::TooBig);
                 let may_fragment =

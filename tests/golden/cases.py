@@ -295,7 +295,7 @@ class Path:
         """The route that must be there at the end."""
 
         def endpoint(address, port):
-            return f"[{address}]:{port}" if self.family is V6 else f"{address}:{port}"
+            return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
         case.routes.append(
             {
@@ -769,6 +769,87 @@ def wrong_fragments(family):
     yield case
 
 
+def tunnel_cases():
+    """Conversations in tunnels, the outer family the inner one's and the other; what is too big for them, to the byte."""
+    for mode in ("ipip", "gue"):
+        for cross in (False, True):
+            name = f"{mode}-cross" if cross else mode
+            for family in FAMILIES:
+                for protocol in ("tcp", "udp"):
+                    for tags in ((), (7,), (100, 7)):
+                        case = Case(f"{name}-{family}-{protocol}" + "".join(f"-vlan{t}" for t in tags), config(mode, cross=cross, mtu=2000))
+                        conversation(Path(mode, family, protocol, tags=tags, cross=cross), case, (40000, 40001, 40002))
+                        yield case
+                for mtu in (1500, 1280, 1400, 9000):
+                    case = Case(f"{name}-{family}-mtu{mtu}", config(mode, cross=cross, mtu=mtu))
+                    too_big(Path(mode, family, "tcp", cross=cross), case, mtu)
+                    yield case
+            case = Case(f"{name}-split", config(mode, cross=cross))
+            split(Path(mode, V4, "udp", cross=cross), case)
+            yield case
+        case = Case(f"{mode}-v4-options", config(mode))
+        options = {"options": [IPOption_NOP(), IPOption_RR(pointer=4, routers=["0.0.0.0"])]}
+        Path(mode, V4, "tcp").request(case, ip=options, flags="S")
+        yield case
+        case = Case(f"{mode}-v6-destination-options", config(mode))
+        extension = IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0\0\0\0")])
+        Path(mode, V6, "tcp").request(case, extension=extension, flags="S")
+        yield case
+        case = Case(f"{mode}-padding", config(mode))
+        packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+        case.sends(bytes(packet).ljust(60, b"\0"), Path(mode, V4, "tcp").at_host(packet))
+        yield case
+
+
+def overhead(path):
+    return (20 if path.outer is V4 else 40) + (12 if path.mode == "gue" else 0)
+
+
+def too_big(path, case, mtu):
+    """The largest packet that fits, and one byte more; told in the VIP's name, with as much of the packet as is allowed."""
+    family = path.family
+    path.request(case, flags="S", seq=1)
+    path.request(case, flags="A", seq=2, ack=1)
+    room = mtu - overhead(path)
+    headers = (20 if family is V4 else 40) + 20
+    path.request(case, pattern(room - headers), flags="A", seq=2, ack=1)
+    for more in (1, 2, 20):
+        packet = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
+        packet = packet / Raw(pattern(room - headers + more))
+        quoted = bytes(Ether(bytes(packet)).payload)
+        answer = ether(src=PORT_MAC["net0"], dst=ROUTER_MAC)
+        if family is V4:
+            error = ICMP(type=3, code=4, nexthopmtu=room)
+            answer = answer / IP(src=path.vip, dst=path.client, tos=0xC0, ttl=64, flags="DF", id=0) / error / Raw(quoted[:548])
+        else:
+            # No sender believes less than 1280.
+            error = ICMPv6PacketTooBig(mtu=max(room, 1280))
+            answer = answer / IPv6(src=path.vip, dst=path.client, hlim=64) / error / Raw(quoted[: 1280 - 48])
+        case.sends(packet, answer, "too-big")
+        case.drops["too_big"] = case.drops.get("too_big", 0) + 1
+
+
+def split(path, case):
+    """IPv4 packets whose sender allows it go on in pieces; a fragment, too."""
+    path.request(case, b"first")
+    room = 1500 - overhead(path)
+    most = (room - 20) // 8 * 8
+    ports = struct.pack("!2H", 40000, path.vip_port)
+    for ident, size in ((0x31, 1472), (0x32, 1473 - overhead(path)), (0x33, 3000)):
+        whole = ether() / V4.ip(V4.client, V4.vip, flags=0, id=ident) / UDP(sport=40000, dport=53) / Raw(pattern(size))
+        length = size + 8
+        client_bounds = list(range(1480, length, 1480))
+        for packet in pieces(whole, client_bounds, ident):
+            case.waits(packet, "split")
+        passed = forwarded(whole, src_mac=PORT_MAC["net0"], dst_mac=HOST_MAC[1])
+        bounds = sorted({*client_bounds, *(start + most for start in (0, *client_bounds) if start + most < length)})
+        bounds = [b for b in bounds if b < length]
+        for piece in pieces(passed, bounds, ident):
+            inner = bytes(Ether(bytes(piece))[IP])
+            expected = path.encapsulated(None, inner, 4, 0x2E, ports)
+            case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(expected).hex()})
+
+
 def local_cases():
     """What the unit answers itself, and what is the kernel's."""
     mode = "dsr"
@@ -865,6 +946,7 @@ GROUPS = {
     "dsr": lambda: mode_cases("dsr"),
     "nat": lambda: mode_cases("nat"),
     "fragments": fragment_cases,
+    "tunnels": tunnel_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

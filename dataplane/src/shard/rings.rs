@@ -24,6 +24,8 @@ pub struct Held<P> {
 pub enum Handover<P> {
     /// A packet of a flow that the other one owns.
     Process(P, Parsed, PortId),
+    /// A packet of a flow that is to be taken to pieces of so many bytes, by who can allocate buffers.
+    Split(P, Parsed, PortId, u16),
     /// A finished packet, for a port that this shard has no queue of.
     Send(P, PortId),
     /// A packet for the kernel twin of a port.
