@@ -71,9 +71,9 @@ def write_config(state, topology, port_type, queues):
     """Writes the unit's YAML into the lab's folder."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     ports = []
-    for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
+    for index, (interface, segment, ipv4, ipv6) in enumerate(topology.unit_ports):
         ports.append(
-            f"  - name: net{index}\n    device: {port_type}:{interface}\n    queues: {queues}\n    mtu: 1500\n"
+            f"  - name: net{index}\n    device: {port_type}:{interface}\n    queues: {queues}\n    mtu: {topology.mtu_of(segment)}\n"
             f'    addresses: ["{ipv4}", "{ipv6}"]'
             + (f"\n    twin: {twin(index)}" if port_type != "af_packet" else "")
         )
