@@ -21,7 +21,7 @@ fn dsr_serves_by_one_queue() {
 #[test]
 fn fragments_go_through_tunnels() {
     serves("xdp-ipip", &["--mode", "ipip"], 6);
-    serves("xdp-gue", &["--mode", "gue", "--mtu", "1280"], 6);
+    serves("xdp-gue", &["--mode", "gue", "--mtu", "1332"], 6);
 }
 
 #[test]

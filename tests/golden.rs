@@ -32,6 +32,11 @@ fn tunnels_carry_what_scapy_says() {
 }
 
 #[test]
+fn answers_go_by_the_longest_prefix() {
+    check_group("routes", 4);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

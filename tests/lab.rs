@@ -42,13 +42,13 @@ fn ipip_serves_ipv4() {
 }
 
 #[test]
-fn ipip_serves_ipv6_where_only_the_least_mtu_fits() {
-    serves("ipip6", &["--mode", "ipip", "--ipv6", "--mtu", "1280"]);
+fn ipip_serves_ipv6_where_the_tunnel_takes_1280_bytes() {
+    serves("ipip6", &["--mode", "ipip", "--ipv6", "--mtu", "1320"]);
 }
 
 #[test]
-fn gue_serves_ipv4_where_only_the_least_mtu_fits() {
-    serves("gue4", &["--mode", "gue", "--mtu", "1280"]);
+fn gue_serves_ipv4_where_the_tunnel_takes_1280_bytes() {
+    serves("gue4", &["--mode", "gue", "--mtu", "1332"]);
 }
 
 #[test]

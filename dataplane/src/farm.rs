@@ -395,6 +395,12 @@ impl Farm {
         self.vips.iter().any(|vip| vip.address == address && vip.on_link.contains(&port))
     }
 
+    /// Whether the link-layer address of a neighbour on a port's link is known.
+    #[must_use]
+    pub fn resolves(&self, port: PortId, neighbour: IpAddr) -> bool {
+        self.neighbours.contains_key(&(port, neighbour))
+    }
+
     /// The next hop to `address` by longest prefix; `flow` chooses among several ways.
     ///
     /// # Errors

@@ -8,6 +8,8 @@
 mod errors;
 mod quick;
 
+use std::net::IpAddr;
+
 use arrayvec::ArrayVec;
 use weir_cpu::MapError;
 
@@ -44,6 +46,8 @@ pub enum Fate {
     Fragment,
     /// Too big for its way, which takes so many bytes: dropped, and its sender is told.
     TooBig(u16),
+    /// The link-layer address of the next hop, on this port's link, is not known: it waits until the kernel has found it.
+    Unresolved(PortId, IpAddr),
     /// An ICMP error about a flow without a route: to the classifier, which knows whose it is.
     DivertError {
         /// The flow, client to VIP.
@@ -60,6 +64,7 @@ impl From<Stop> for Fate {
         match stop {
             Stop::Drop(reason) => Fate::Drop(reason),
             Stop::TooBig(mtu) => Fate::TooBig(mtu),
+            Stop::Unresolved(port, neighbour) => Fate::Unresolved(port, neighbour),
         }
     }
 }

@@ -21,6 +21,8 @@ pub enum Stop {
     Drop(DropReason),
     /// It is longer than this many bytes, which is what fits.
     TooBig(u16),
+    /// The link-layer address of this neighbour, on this port's link, is not known yet.
+    Unresolved(PortId, IpAddr),
 }
 
 /// Rewrites a packet as its route says and returns the port it leaves by.
@@ -44,7 +46,7 @@ pub fn deliver<P: Packet>(
     match mode {
         Mode::Dsr => deliver_dsr(packet, headers, endpoint, farm),
         Mode::Nat => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let frame = leave(packet, headers, hop, farm)?;
             decrement_ttl(frame, headers);
             translate(frame, headers, Side::Destination, endpoint.address, endpoint.port);
@@ -60,7 +62,7 @@ pub fn deliver<P: Packet>(
             Ok(hop.port)
         }
         Mode::Ipip | Mode::Gue => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
             tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
             let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
@@ -85,7 +87,7 @@ pub fn deliver_dsr<P: Packet>(
     endpoint: &Endpoint,
     farm: &Farm,
 ) -> Result<PortId, Stop> {
-    let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+    let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
     pass_on(packet, headers, hop, farm)
 }
 
@@ -124,8 +126,14 @@ pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
 
 /// Why there is no way to an endpoint.
 #[cold]
-pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
-    if endpoint.directive == Directive::Inactive { DropReason::Inactive } else { DropReason::Unresolved }
+pub(crate) fn no_hop(endpoint: &Endpoint, farm: &Farm) -> Stop {
+    if endpoint.directive == Directive::Inactive {
+        return Stop::Drop(DropReason::Inactive);
+    }
+    match farm.hop_to(endpoint.address, endpoint.stable()) {
+        Err(NoHop::Unresolved(port, neighbour)) => Stop::Unresolved(port, neighbour),
+        Ok(_) | Err(NoHop::NoRoute) => Stop::Drop(DropReason::NoRoute),
+    }
 }
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
@@ -178,7 +186,7 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
     let flow = u64::from(destination_port(headers.ports(frame))).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     farm.hop_to(client, flow).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
-        NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
+        NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
     })
 }
 

@@ -8,6 +8,7 @@ mod fragments;
 mod published;
 mod rings;
 mod split;
+mod unresolved;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use weir_identity::Moment;
 
 pub use self::published::Published;
 pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+use self::unresolved::Unresolved;
 use crate::classifier::millis;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
@@ -65,6 +67,7 @@ pub struct Shard<Q: Queue> {
     last_published: Moment,
     pace: SweepPace,
     fragments: FragmentTable<Held<Q::Packet>>,
+    unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
 }
@@ -94,6 +97,7 @@ impl<Q: Queue> Shard<Q> {
             last_published: Moment(0),
             pace: SweepPace::default(),
             fragments,
+            unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
         }
     }
@@ -138,13 +142,14 @@ impl<Q: Queue> Shard<Q> {
     pub fn set_farm(&mut self, farm: &Arc<Farm>) {
         if !Arc::ptr_eq(&self.farm, farm) {
             self.farm = Arc::clone(farm);
+            self.unresolved.look_again();
         }
     }
 
     /// One round: what has arrived at queues and rings, the sending of what came of it, and a bounded piece of housekeeping.
     /// Returns how many packets and messages it dealt with.
     pub fn turn(&mut self, now: Moment) -> usize {
-        let mut work = 0;
+        let mut work = self.go_on_resolved(now);
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
         }
@@ -341,6 +346,9 @@ impl<Q: Queue> Shard<Q> {
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
             Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
+            Fate::Unresolved(to, neighbour) => {
+                self.wait_for_neighbour(Held { packet, parsed, port, shard: self.number }, (to, neighbour), now);
+            }
             Fate::TooBig(mtu) if split::may_split(packet.data(), &parsed) => self.split(packet, parsed, port, mtu, now),
             Fate::TooBig(mtu) => {
                 self.forwarder.drops.count(DropReason::TooBig);
@@ -475,6 +483,7 @@ impl<Q: Queue> Shard<Q> {
             self.forwarder.counters.notices_deferred += deferred;
         }
         self.expire_fragments(now);
+        self.expire_unresolved(now);
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();

@@ -850,6 +850,60 @@ def split(path, case):
             case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(expected).hex()})
 
 
+GATEWAYS = {
+    "192.0.2.201": "02:00:00:00:00:c9", "192.0.2.202": "02:00:00:00:00:ca", "192.0.2.203": "02:00:00:00:00:cb",
+    "2001:db8::201": "02:00:00:00:00:c9", "2001:db8::202": "02:00:00:00:00:ca", "2001:db8::203": "02:00:00:00:00:cb",
+}
+
+
+def route_cases():
+    """Answers go by the longest prefix: several gateways, host routes, on-link clients; who is not resolved is waited for in vain."""
+    for family, nets in (
+        (V4, [("198.51.100.0/24", "192.0.2.201"), ("198.51.100.128/25", "192.0.2.202"), ("198.51.100.200/32", "192.0.2.203")]),
+        (V6, [("2001:db8:c::/48", "2001:db8::201"), ("2001:db8:c:8000::/49", "2001:db8::202"), ("2001:db8:c:8000::c8/128", "2001:db8::203")]),
+    ):
+        v4 = family is V4
+        text = config("nat").replace("routes:\n", "routes:\n" + "".join(
+            f'  - {{ prefix: "{net}", via: "{via}", port: net0 }}\n' for net, via in nets
+        ))
+        text = text.replace("neighbours:\n", "neighbours:\n" + "".join(
+            f'  - {{ port: net0, address: "{address}", mac: "{mac}" }}\n' for address, mac in GATEWAYS.items()
+        ))
+        case = Case(f"{family}-longest-prefix", text)
+        at = "198.51.100.{}" if v4 else "2001:db8:c{}"
+        clients = [
+            (at.format("7" if v4 else "::7"), nets[0][1]),
+            (at.format("127" if v4 else ":7fff::1"), nets[0][1]),
+            (at.format("128" if v4 else ":8000::1"), nets[1][1]),
+            (at.format("199" if v4 else ":8000::c7"), nets[1][1]),
+            (at.format("200" if v4 else ":8000::c8"), nets[2][1]),
+            ("203.0.113.9" if v4 else "2001:db8:d::9", V4_ROUTER if v4 else V6_ROUTER),
+            (family.near, family.near),
+        ]
+        macs = {**GATEWAYS, V4_ROUTER: ROUTER_MAC, V6_ROUTER: ROUTER_MAC, family.near: NEAR_MAC}
+        for client, via in clients:
+            for protocol in ("tcp", "udp"):
+                path = Path("nat", family, protocol, client_mac=macs[via])
+                path.client = client
+                conversation(path, case)
+        yield case
+
+        # A client on link whom nobody knows: its connection reaches the host, the answers wait for it, and not for ever.
+        case = Case(f"{family}-unresolved", config("nat"))
+        path = Path("nat", family, "udp")
+        path.client = "192.0.2.77" if v4 else "2001:db8::77"
+        path.request(case, b"question")
+        answer = ether(src=HOST_MAC[1]) / family.ip(path.host, path.client)
+        answer = answer / UDP(sport=host_port("udp"), dport=40000) / Raw(b"answer")
+        for _ in range(20):
+            case.waits(answer, "answers")
+        case.later(4)
+        path.client = family.client
+        path.request(case, b"another client")
+        case.drops["unresolved"] = 20
+        yield case
+
+
 def local_cases():
     """What the unit answers itself, and what is the kernel's."""
     mode = "dsr"
@@ -947,6 +1001,7 @@ GROUPS = {
     "nat": lambda: mode_cases("nat"),
     "fragments": fragment_cases,
     "tunnels": tunnel_cases,
+    "routes": route_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

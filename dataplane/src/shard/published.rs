@@ -1,8 +1,12 @@
 //! A shard's counters as other threads see them.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam::queue::ArrayQueue;
+
 use crate::counters::{DropReason, Drops, ShardCounters};
+use crate::farm::PortId;
 use crate::forwarder::Forwarder;
 
 /// A shard's counters where other threads can read them; the shard writes, everybody reads.
@@ -11,6 +15,8 @@ pub struct Published {
     counters: Vec<AtomicU64>,
     drops: Vec<AtomicU64>,
     routes: [AtomicU64; 2],
+    /// Neighbours that packets wait for; the shard adds, the control plane takes.
+    wanted: ArrayQueue<(PortId, IpAddr)>,
 }
 
 impl Default for Published {
@@ -20,6 +26,7 @@ impl Default for Published {
             counters: zeros(ShardCounters::NAMES.len()),
             drops: zeros(DropReason::ALL.len()),
             routes: Default::default(),
+            wanted: ArrayQueue::new(WANTED),
         }
     }
 }
@@ -41,6 +48,17 @@ impl Published {
         (self.routes[0].load(Ordering::Relaxed), self.routes[1].load(Ordering::Relaxed))
     }
 
+    /// Takes a neighbour whose link-layer address packets wait for: on which port's link, and its address.
+    #[must_use]
+    pub fn wanted(&self) -> Option<(PortId, IpAddr)> {
+        self.wanted.pop()
+    }
+
+    /// Wants a neighbour resolved. If nobody takes these, the oldest is forgotten.
+    pub(super) fn want(&self, port: PortId, neighbour: IpAddr) {
+        self.wanted.force_push((port, neighbour));
+    }
+
     pub(super) fn store(&self, forwarder: &Forwarder, drops: &Drops) {
         for (to, from) in self.counters.iter().zip(forwarder.counters.values()) {
             to.store(from, Ordering::Relaxed);
@@ -52,3 +70,6 @@ impl Published {
         self.routes[1].store(forwarder.routes6().len() as u64, Ordering::Relaxed);
     }
 }
+
+/// Neighbours that a shard may want at once.
+const WANTED: usize = 64;

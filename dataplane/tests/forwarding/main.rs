@@ -17,3 +17,4 @@ mod nat;
 mod pressure;
 mod sessions;
 mod shards;
+mod unresolved;
