@@ -9,7 +9,7 @@ use crate::flow::{Key, Key4, Key6, protocol};
 /// What a packet is, before any table is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// TCP or UDP with its ports.
+    /// TCP or UDP with its ports, or ESP or GRE, with zero as ports: all of a client is one flow.
     Flow,
     /// ICMP or ICMPv6: `key` has addresses, and zero as ports.
     Icmp,
@@ -88,7 +88,7 @@ pub struct Headers {
     pub protocol: u8,
     /// Whether it is IPv6.
     pub v6: bool,
-    /// For a fragment without the TCP or UDP header, which the first one has: its flow's ports.
+    /// Without a TCP or UDP header at `l4`, its flow's ports: of a later fragment the first one's, of ESP and GRE zero.
     pub later: Option<[u8; 4]>,
 }
 
@@ -114,7 +114,7 @@ impl Parsed {
             ttl: self.ttl,
             protocol: self.key.protocol(),
             v6: matches!(self.key, Key::V6(_)),
-            later: self.is_later().then(|| self.key.ports()),
+            later: (self.is_later() || !has_ports(self.key.protocol())).then(|| self.key.ports()),
         }
     }
 
@@ -334,7 +334,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
                 }
                 8
             }
-            _ => return Ok(parsed),
+            _ => return upper(parsed, next, &ip[at..total]),
         };
         at += length;
         if at > total {
@@ -385,6 +385,7 @@ fn upper(mut parsed: Parsed, protocol: u8, payload: &[u8]) -> Result<Parsed, Dro
             }
             parsed.class = Class::Icmp;
         }
+        protocol::ESP | protocol::GRE => parsed.class = Class::Flow,
         _ => {}
     }
     Ok(parsed)
@@ -399,6 +400,10 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
         return Err(DropReason::BadFragment);
     }
     let protocol = parsed.key.protocol();
+    if matches!(protocol, protocol::ESP | protocol::GRE) {
+        // Every fragment has all that names its flow.
+        parsed.class = Class::Flow;
+    }
     if offset == 0 && matches!(protocol, protocol::TCP | protocol::UDP) {
         let needed = if protocol == protocol::TCP { 20 } else { 8 };
         if payload.len() < needed {
@@ -417,6 +422,12 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
         set_ports(&mut parsed.key, chunk::<4>(payload, 0));
     }
     Ok(parsed)
+}
+
+/// Whether packets of a flow have ports, where TCP and UDP have them.
+#[inline]
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
 }
 
 fn foreign(class: Class, l3: usize, unicast: bool) -> Parsed {

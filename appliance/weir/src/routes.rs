@@ -66,6 +66,8 @@ fn show(key: &Key, entry: &Entry, farm: &Farm, config: &Config, shard: usize, no
     let protocol = match client_key.protocol() {
         protocol::TCP => Protocol::Tcp,
         protocol::UDP => Protocol::Udp,
+        protocol::ESP => Protocol::Esp,
+        protocol::GRE => Protocol::Gre,
         _ => return None,
     };
     let flow = Flow { client: client_key.source(), vip: client_key.destination(), protocol };

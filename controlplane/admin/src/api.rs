@@ -419,6 +419,10 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// IPsec's ESP; ports are 0.
+    Esp,
+    /// GRE; ports are 0.
+    Gre,
 }
 
 impl fmt::Display for Protocol {
@@ -426,6 +430,8 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+            Protocol::Esp => "esp",
+            Protocol::Gre => "gre",
         })
     }
 }
@@ -437,6 +443,8 @@ impl FromStr for Protocol {
         match text {
             "tcp" => Ok(Protocol::Tcp),
             "udp" => Ok(Protocol::Udp),
+            "esp" => Ok(Protocol::Esp),
+            "gre" => Ok(Protocol::Gre),
             _ => Err(UnknownProtocol(text.to_owned())),
         }
     }
@@ -444,7 +452,7 @@ impl FromStr for Protocol {
 
 /// A text that names no protocol of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0:?} is neither tcp nor udp")]
+#[error("{0:?} is none of tcp, udp, esp, gre")]
 pub struct UnknownProtocol(pub String);
 
 /// One connection, as its client sees it.
