@@ -4,8 +4,6 @@
 //! not fit there is in the lines behind it, and removal moves it back, so that no tombstone is ever left. The slice has two slots
 //! for each IPv4 route that is allowed, 64 bytes with index and slack, and three for IPv6; so there is no rehash, however it grows.
 
-use std::hint::select_unpredictable;
-
 use weir_cpu::{HugeSlice, MapError};
 use weir_identity::EndpointId;
 use zerocopy::FromZeros;
@@ -111,6 +109,26 @@ impl IdleTimeouts {
     pub fn of(&self, state: State) -> u32 {
         self.0[state as usize]
     }
+
+    /// The same for packets that change nothing.
+    #[must_use]
+    pub fn quick(&self) -> QuickLimits {
+        let mut limits = [0; QuickLimits::LEN];
+        for (state, timeout) in State::ALL.into_iter().zip(self.0).filter(|(state, _)| *state != State::Opening) {
+            limits[state as usize] = timeout.saturating_add(1);
+        }
+        QuickLimits(limits)
+    }
+}
+
+/// By a route's state, the idle time in milliseconds from which even a packet that changes nothing may not take it; 0 where each
+/// packet may change something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuickLimits([u32; Self::LEN]);
+
+impl QuickLimits {
+    /// A power of two, so that no state needs a check.
+    const LEN: usize = State::COUNT.next_power_of_two();
 }
 
 /// The per-route value of [`Mode::NatReturn`]: whose address and port the client knows.
@@ -171,11 +189,11 @@ pub trait Slot: FromZeros + Copy + Send {
 #[derive(Debug, Clone, Copy, FromZeros)]
 #[repr(C)]
 pub struct Entry {
+    /// The key's protocol, which stands here because there is room.
+    protocol: u8,
     /// 0 = empty slot; else the action and, for `Send`, the mode.
     action: u8,
     state: u8,
-    /// The key's protocol, which stands here because there is room.
-    protocol: u8,
     /// For the table's owner; a forwarder has none.
     flags: u8,
     endpoint: u32,
@@ -279,9 +297,8 @@ impl Entry {
     /// Whether a packet that changes nothing may take the route: it is alive, and its handshake is over.
     #[inline(always)]
     #[must_use]
-    pub fn settled(&self, now: u32, timeouts: &IdleTimeouts) -> bool {
-        let limit = timeouts.0.get(usize::from(self.state)).copied().unwrap_or(0);
-        self.state != State::Opening as u8 && self.idle(now) <= limit
+    pub fn settled(&self, now: u32, limits: &QuickLimits) -> bool {
+        self.idle(now) < limits.0[usize::from(self.state) % QuickLimits::LEN]
     }
 
     /// Whether the route has outlived its idle timeout: then it is no route any more, swept or not.
@@ -302,18 +319,13 @@ pub struct Slot4 {
 }
 
 impl Slot4 {
-    /// Whether the key of these words is here: see [`flow::FlowHash::route4_words`].
-    fn holds_words(&self, addresses: u64, ports: u32, protocol: u8) -> bool {
-        self.difference(addresses, ports, protocol) == 0 && !self.is_empty()
-    }
-
-    /// The bits by which the key of these words differs from the one here; an empty slot differs from any packet's, which has a
-    /// protocol.
+    /// The bits by which the key of these words ([`Key4::addresses`], [`Key4::rest`]) differs from the one here; an empty slot
+    /// differs from any packet's, which has a protocol.
     #[inline(always)]
     #[must_use]
-    pub fn difference(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
-        let rest = (self.ports ^ ports) | u32::from(self.entry.protocol ^ protocol);
-        (self.addresses ^ addresses) | u64::from(rest)
+    pub fn difference(&self, addresses: u64, rest: u64) -> u64 {
+        let here = u64::from(self.ports) | u64::from(self.entry.protocol) << 32;
+        (self.addresses ^ addresses) | (here ^ rest)
     }
 }
 
@@ -325,7 +337,7 @@ impl Slot for Slot4 {
     fn new(key: &Key4, route: Route, seen: u32) -> Self {
         let mut entry = Entry::new(route, seen);
         entry.protocol = key.protocol;
-        Self { addresses: key.addresses(), ports: u32::from_ne_bytes(key.ports), entry }
+        Self { addresses: key.addresses(), ports: u32::from_le_bytes(key.ports), entry }
     }
 
     #[inline]
@@ -335,13 +347,11 @@ impl Slot for Slot4 {
 
     #[inline]
     fn holds(&self, key: &Key4) -> bool {
-        self.holds_words(key.addresses(), u32::from_ne_bytes(key.ports), key.protocol)
+        self.difference(key.addresses(), key.rest()) == 0 && !self.is_empty()
     }
 
     fn key(&self) -> Key4 {
-        let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
-        let (source, destination) = ([a, b, c, d], [e, f, g, h]);
-        Key4 { source, destination, ports: self.ports.to_ne_bytes(), protocol: self.entry.protocol }
+        Key4::from_words(self.addresses, u64::from(self.ports) | u64::from(self.entry.protocol) << 32)
     }
 
     #[inline]
@@ -466,6 +476,7 @@ pub struct RouteTable<S: Slot> {
     hash: flow::FlowHash,
     capacity: usize,
     len: usize,
+    removals: u64,
     /// Where the next sweep goes on.
     cursor: usize,
 }
@@ -479,7 +490,7 @@ impl<S: Slot> RouteTable<S> {
     pub fn new(capacity: usize, hash: flow::FlowHash) -> Result<Self, MapError> {
         let capacity = capacity.max(1);
         let lines = (capacity * S::SLOTS_PER_ROUTE).div_ceil(S::PER_LINE);
-        Ok(Self { slots: HugeSlice::zeroed(lines * S::PER_LINE)?, lines, hash, capacity, len: 0, cursor: 0 })
+        Ok(Self { slots: HugeSlice::zeroed(lines * S::PER_LINE)?, lines, hash, capacity, len: 0, removals: 0, cursor: 0 })
     }
 
     /// Routes in the table, expired ones that are not swept yet included.
@@ -612,6 +623,7 @@ impl<S: Slot> RouteTable<S> {
         }
         self.slots[gap] = S::new_zeroed();
         self.len -= 1;
+        self.removals += 1;
     }
 
     /// Looks at the next `count` slots and removes each route for which `gone` says so.
@@ -650,6 +662,13 @@ impl<S: Slot> RouteTable<S> {
         self.slots.iter().filter(|slot| !slot.is_empty()).map(|slot| (slot.key(), slot.entry()))
     }
 
+    /// How many routes have been removed so far: each time others may have moved.
+    #[inline]
+    #[must_use]
+    pub fn removals(&self) -> u64 {
+        self.removals
+    }
+
     /// How many slots a sweep has to look at for a whole round.
     #[must_use]
     pub fn slots(&self) -> usize {
@@ -675,12 +694,10 @@ impl<S: Slot> RouteTable<S> {
 /// What a key's home line has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// The key is there, at `index`.
+    /// The key is there. If not, the next line has been asked for.
     pub found: bool,
-    /// Its place, if it was found.
+    /// Its place if it was found, else its home.
     pub index: usize,
-    /// It may be in the next line, which has been asked for.
-    pub further: bool,
 }
 
 impl<S: Slot> RouteTable<S> {
@@ -689,17 +706,14 @@ impl<S: Slot> RouteTable<S> {
     #[inline(always)]
     pub fn look(&self, home: usize, difference: impl Fn(&S) -> u64) -> Look {
         let line = &self.slots[home..home + S::PER_LINE];
-        let (mut index, mut found, mut full) = (home, false, true);
+        let (mut index, mut found) = (home, false);
         for (offset, slot) in line.iter().enumerate() {
             let same = difference(slot) == 0;
-            index = select_unpredictable(same, home + offset, index);
+            index += offset * usize::from(same);
             found |= same;
-            full &= !slot.is_empty();
         }
-        let next = home + S::PER_LINE;
-        let next = select_unpredictable(next >= self.slots.len(), 0, next);
-        weir_cpu::prefetch_write_at(&self.slots, select_unpredictable(found, home, next));
-        Look { found, index, further: full & !found }
+        weir_cpu::prefetch_write_at(&self.slots, home + S::PER_LINE * usize::from(!found));
+        Look { found, index }
     }
 }
 
