@@ -6,7 +6,7 @@
 //! each rule. Instructions count here: each check is a branch of its own, which is always predicted.
 
 use crate::farm::{Farm, PortId};
-use crate::flow::{Key4, Key6, protocol};
+use crate::flow::{Key6, protocol};
 use crate::forwarder::{Departures, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Headers, tcp_flags};
@@ -17,13 +17,13 @@ use crate::route_table::{Action, Entry, Mode, QuickLimits};
 /// the longer they are apart the more of the memory's answers are there in time.
 #[derive(Debug, Clone)]
 pub struct QuickLane {
-    /// The packets of the lane by family, and those whose route has been found in its home line.
+    /// The packets of the lane by family, and those whose route has been found in its first line.
     four: Bits,
     six: Bits,
     found: Bits,
-    /// The tables' removals when it was found: since then it may have moved.
-    removals: u64,
-    /// Where each packet's route is, or should be.
+    /// How often the tables had moved a route when it was found.
+    moves: u64,
+    /// Where each packet's route is, or the line where it should be.
     slots: [usize; BURST],
     /// Words of the IPv4 packets' keys.
     addresses: [u64; BURST],
@@ -36,7 +36,7 @@ impl Default for QuickLane {
             four: Bits(0),
             six: Bits(0),
             found: Bits(0),
-            removals: 0,
+            moves: 0,
             slots: [0; BURST],
             addresses: [0; BURST],
             rest: [0; BURST],
@@ -82,7 +82,7 @@ impl Forwarder {
             return;
         }
         let (addresses, rest) = (word(start, 26), u64::from(quad(start, 34)) | u64::from(protocol) << 32);
-        lane.slots[at] = self.routes4.prefetch_hash(self.hash.route4_words(addresses, rest));
+        lane.slots[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
         lane.addresses[at] = addresses;
         lane.rest[at] = rest;
         lane.four.put(at, true);
@@ -102,10 +102,10 @@ impl Forwarder {
         lane.six.put(at, true);
     }
 
-    /// Second pass: looks at the home lines; asks for the next one where that is not enough.
+    /// Second pass: looks at the first lines; asks for the second one where that is not enough.
     #[inline]
     pub fn look<P: Packet>(&self, packets: &Burst<P>, lane: &mut QuickLane) {
-        lane.removals = self.removals();
+        lane.moves = self.moves();
         let mut found = Bits(0);
         for at in lane.four {
             let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
@@ -122,6 +122,14 @@ impl Forwarder {
             lane.slots[at] = look.index;
             found.put(at, look.found);
         }
+        for at in lane.four.without(found) {
+            lane.slots[at] = self.routes4.prefetch_second(self.hash.route4_words(lane.addresses[at], lane.rest[at]));
+        }
+        for at in lane.six.without(found) {
+            if let Some(start) = packets[at].data().first_chunk::<SHORTEST6>() {
+                lane.slots[at] = self.routes6.prefetch_second(self.hash.route6(&key6(start)));
+            }
+        }
         lane.found = found;
     }
 
@@ -135,7 +143,7 @@ impl Forwarder {
         now: u32,
     ) -> Departures {
         let mut departures = [GENERAL; BURST];
-        if lane.removals != self.removals() {
+        if lane.moves != self.moves() {
             return departures; // rare enough for the general way
         }
         let limits = farm.timeouts.quick();
@@ -146,15 +154,19 @@ impl Forwarder {
             departures[at] = self.leave6(&mut packets[at], lane.slots[at], farm, &limits, now);
         }
         for at in lane.four.without(lane.found) {
-            let key = Key4::from_words(lane.addresses[at], lane.rest[at]);
-            if let Some(index) = self.routes4.find_at(lane.slots[at], &key) {
-                departures[at] = self.leave4(&mut packets[at], index, farm, &limits, now);
+            let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
+            let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
+            if look.found {
+                departures[at] = self.leave4(&mut packets[at], look.index, farm, &limits, now);
             }
         }
         for at in lane.six.without(lane.found) {
-            let key = packets[at].data().first_chunk::<SHORTEST6>().map(key6);
-            if let Some(index) = key.and_then(|key| self.routes6.find_at(lane.slots[at], &key)) {
-                departures[at] = self.leave6(&mut packets[at], index, farm, &limits, now);
+            let Some(key) = packets[at].data().first_chunk::<SHORTEST6>().map(key6) else {
+                continue;
+            };
+            let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
+            if look.found {
+                departures[at] = self.leave6(&mut packets[at], look.index, farm, &limits, now);
             }
         }
         self.counters.hits += departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
@@ -213,8 +225,8 @@ impl Forwarder {
         hop.port
     }
 
-    fn removals(&self) -> u64 {
-        self.routes4.removals() + self.routes6.removals()
+    fn moves(&self) -> u64 {
+        self.routes4.moves() + self.routes6.moves()
     }
 }
 
