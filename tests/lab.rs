@@ -36,6 +36,16 @@ fn nat_serves_ipv6() {
     serves("nat6", &["--mode", "nat", "--ipv6"]);
 }
 
+#[test]
+fn full_nat_serves_ipv4() {
+    serves("fullnat4", &["--mode", "full-nat"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6() {
+    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
+}
+
 /// A whole run of the lab: no failed request, and new connections spread by capacity.
 fn serves(name: &str, options: &[&str]) {
     let farm = Farm::new(name);

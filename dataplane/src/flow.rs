@@ -197,6 +197,16 @@ impl FlowHash {
         }
     }
 
+    /// The route table's hash of a key.
+    #[inline]
+    #[must_use]
+    pub fn route(&self, key: &Key) -> u64 {
+        match key {
+            Key::V4(key) => self.route4(key),
+            Key::V6(key) => self.route6(key),
+        }
+    }
+
     /// The route table's hash of an IPv4 key.
     #[inline]
     #[must_use]

@@ -69,7 +69,8 @@ pub fn deliver<P: Packet>(
             packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
             Ok(hop.port)
         }
-        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::Inactive)),
+        // Full-nat is translated by the forwarder, whose tables it needs; without a route of its own no packet has a pool's port.
+        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::NoRoute)),
     }
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, fa
     Ok(hop.port)
 }
 
-/// The key of the way back that a route needs in the forwarder, and that way's value. Only half-NAT has one so far.
+/// The key of the way back that a half-NAT route needs in the forwarder, and that way's value.
 #[must_use]
 pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
     let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
@@ -142,7 +143,7 @@ fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers, hop: &Hop, farm: &F
 
 /// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
 #[inline(always)]
-fn decrement_ttl(frame: &mut [u8], headers: Headers) {
+pub(crate) fn decrement_ttl(frame: &mut [u8], headers: Headers) {
     let l3 = headers.l3;
     if headers.v6 {
         frame[l3 + 7] -= 1;
@@ -175,11 +176,15 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
         [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
     };
     let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
-    let flow = u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    farm.hop_to(client, flow).map_err(|reason| match reason {
+    farm.hop_to(client, flow_of_port(port)).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
         NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
     })
+}
+
+/// Which of several ways back a client's flow keeps to, by its port.
+pub(crate) fn flow_of_port(port: u16) -> u64 {
+    u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.

@@ -42,7 +42,7 @@ pub enum Mode {
     Nat = 1,
     /// The way back of [`Mode::Nat`]: source rewritten to the VIP; the value is a [`VipPort`].
     NatReturn = 2,
-    /// Source and destination rewritten; the value is a [`PoolPort`].
+    /// Source and destination rewritten; the value is a [`PoolPort`](crate::translation::PoolPort).
     FullNat = 3,
     /// The way back of [`Mode::FullNat`]; the value is a slot of the shard's table of translations.
     FullNatReturn = 4,

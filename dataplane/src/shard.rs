@@ -476,21 +476,29 @@ impl<Q: Queue> Shard<Q> {
             }
             Verdict::Once { .. } | Verdict::Reset(_) if parsed.class == Class::Icmp => Fate::Drop(DropReason::Icmp),
             Verdict::Install { route, replace } => {
-                self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now))
+                match self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now)) {
+                    Fate::Drop(DropReason::PoolExhausted) if self.farm.resets(&parsed.key) => {
+                        self.refuse(&mut packet, port, DropReason::PoolExhausted)
+                    }
+                    fate => fate,
+                }
             }
             Verdict::Once { endpoint, mode } => self.forwarder.once(&mut packet, &parsed, endpoint, mode, &self.farm),
             Verdict::Drop(refusal) => Fate::Drop(refusal.into()),
-            Verdict::Reset(refusal) => {
-                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
-                if self.respond(&mut packet, |frame, out| responder::refuse(frame, out, mac)) {
-                    self.forwarder.counters.refused += 1;
-                    Fate::Send(port)
-                } else {
-                    Fate::Drop(refusal.into())
-                }
-            }
+            Verdict::Reset(refusal) => self.refuse(&mut packet, port, refusal.into()),
         };
         self.settle(packet, parsed, port, fate, now);
+    }
+
+    /// Makes a reset or an ICMP error of a packet that cannot be served.
+    fn refuse(&mut self, packet: &mut Q::Packet, port: PortId, reason: DropReason) -> Fate {
+        let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
+        if self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
+            self.forwarder.counters.refused += 1;
+            Fate::Send(port)
+        } else {
+            Fate::Drop(reason)
+        }
     }
 
     /// Does what a packet's fate says.
@@ -531,13 +539,13 @@ impl<Q: Queue> Shard<Q> {
                 let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
                 let farm = Arc::clone(&self.farm);
                 let owns = |address| farm.answers_for(port, address);
-                let is_vip = |address| farm.vips.iter().any(|vip| vip.address == address);
+                let is_ours = |address| farm.stands_for(address);
                 if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
-                    || matches!(responder::echo_in_place(packet.data_mut(), is_vip), Answer::Reply(_))
+                    || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_))
                 {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
-                } else if self.farm.vip_of(&parsed.key).is_some() {
+                } else if self.farm.is_for_us(&parsed.key) {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
                     self.hand_to_twin(packet, port);

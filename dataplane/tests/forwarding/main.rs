@@ -9,6 +9,7 @@ mod any_bytes;
 mod decisions;
 mod farm_changes;
 mod frames;
+mod full_nat;
 mod lab;
 mod life;
 mod moving;
