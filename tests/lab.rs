@@ -66,6 +66,16 @@ fn nat_serves_where_the_clients_have_a_smaller_mtu() {
     serves("mtuc", &["--mode", "nat", "--ipv6", "--client-mtu", "1280"]);
 }
 
+#[test]
+fn full_nat_serves_ipv4() {
+    serves("fullnat4", &["--mode", "full-nat"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6() {
+    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
+}
+
 /// A whole run of the lab: no failed request, and new connections spread by capacity.
 fn serves(name: &str, options: &[&str]) {
     let farm = Farm::new(name);

@@ -184,6 +184,8 @@ drop_reasons! {
     NoRoute = "no_route",
     /// Too big for the way ahead.
     TooBig = "too_big",
+    /// Full-nat: every port of the pool towards the chosen endpoint that was tried is in use, or was until lately.
+    PoolExhausted = "pool_exhausted",
     /// No headroom for the tunnel header, or no buffer.
     NoBuffer = "no_buffer",
     /// The ring to the classifier is full.

@@ -71,7 +71,8 @@ pub fn deliver<P: Packet>(
             packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
             Ok(hop.port)
         }
-        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::Inactive)),
+        // Full-nat is translated by the forwarder, whose tables it needs; without a route of its own no packet has a pool's port.
+        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::NoRoute)),
     }
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, fa
     Ok(hop.port)
 }
 
-/// The key of the way back that a route needs in the forwarder, and that way's value. Only half-NAT has one so far.
+/// The key of the way back that a half-NAT route needs in the forwarder, and that way's value.
 #[must_use]
 pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
     let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
@@ -150,7 +151,7 @@ fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers, hop: &Hop, farm: &F
 
 /// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
 #[inline(always)]
-fn decrement_ttl(frame: &mut [u8], headers: Headers) {
+pub(crate) fn decrement_ttl(frame: &mut [u8], headers: Headers) {
     let l3 = headers.l3;
     if headers.v6 {
         frame[l3 + 7] -= 1;
@@ -164,13 +165,12 @@ fn decrement_ttl(frame: &mut [u8], headers: Headers) {
 /// The same for an IPv4 packet behind an Ethernet header without tags (or the last 14 bytes of one with).
 #[inline(always)]
 pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
-    frame[22] -= 1;
-    let check = u32::from(u16::from_be_bytes([frame[24], frame[25]])) + 0x100;
-    let check = (check & 0xffff) + (check >> 16);
-    // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
-    let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
-    frame[24] = high;
-    frame[25] = low;
+    // TTL, protocol and checksum as one little-endian word: its lowest byte loses one, so its upper half gains one, with end-around
+    // carry. All ones would be the other zero (RFC 1624 section 3), which no header has: 2 is added at first, so that both carry.
+    let word = u32::from_le_bytes([frame[22], frame[23], frame[24], frame[25]]);
+    let (word, carry) = word.overflowing_add(0x1_ffff);
+    let word = word.wrapping_sub(u32::from(!carry) << 16);
+    frame[22..26].copy_from_slice(&word.to_le_bytes());
 }
 
 /// Where the client of a returning packet is.
@@ -183,11 +183,15 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
     } else {
         [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
     };
-    let flow = u64::from(destination_port(headers.ports(frame))).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    farm.hop_to(client, flow).map_err(|reason| match reason {
+    farm.hop_to(client, flow_of_port(destination_port(headers.ports(frame)))).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
         NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
     })
+}
+
+/// Which of several ways back a client's flow keeps to, by its port.
+pub(crate) fn flow_of_port(port: u16) -> u64 {
+    u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.

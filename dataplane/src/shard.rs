@@ -22,7 +22,7 @@ use crate::classifier::millis;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
-use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
+use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
 use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
@@ -63,6 +63,18 @@ impl<Q: Queue> ShardPort<Q> {
     }
 }
 
+/// A burst on its way through the quick lane.
+struct Stage<P> {
+    packets: Burst<P>,
+    lane: QuickLane,
+}
+
+impl<P> Default for Stage<P> {
+    fn default() -> Self {
+        Self { packets: Burst::new(), lane: QuickLane::default() }
+    }
+}
+
 /// One shard.
 pub struct Shard<Q: Queue> {
     number: usize,
@@ -73,6 +85,8 @@ pub struct Shard<Q: Queue> {
     classifiers: Vec<ClassifierLink<Q::Packet>>,
     published: Arc<Published>,
     burst: usize,
+    /// Empty between two turns.
+    stages: [Stage<Q::Packet>; STAGES],
     last_published: Moment,
     pace: SweepPace,
     fragments: FragmentTable<Held<Q::Packet>>,
@@ -103,6 +117,7 @@ impl<Q: Queue> Shard<Q> {
             classifiers,
             published: Arc::default(),
             burst: burst.clamp(1, BURST),
+            stages: Default::default(),
             last_published: Moment(0),
             pace: SweepPace::default(),
             fragments,
@@ -185,48 +200,83 @@ impl<Q: Queue> Shard<Q> {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
             }
         }
-        if let Ok(queue) = &mut self.ports[port].queue {
-            queue.receive(&mut burst);
-        }
-        if burst.is_empty() {
-            return work;
-        }
-        work += burst.len();
-        self.forwarder.counters.received += burst.len() as u64;
         if self.farm.is_trunk(id) {
-            self.take_tagged(&mut burst, id, now);
+            return work + self.receive_tagged(port, now);
         }
-        self.process(burst, id, now);
+        if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
+    }
+
+    /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
+    /// passes one behind the other, so that the memory has the time of a whole burst to answer.
+    fn receive_bursts(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let (mut work, mut bursts, mut more) = (0, 0, true);
+        let mut step = 0;
+        while more || step < bursts + 2 {
+            if more && let Ok(queue) = &mut self.ports[port].queue {
+                let Stage { packets, lane } = &mut self.stages[step % STAGES];
+                queue.receive(packets);
+                if !packets.is_empty() {
+                    work += packets.len();
+                    bursts += 1;
+                    self.forwarder.enter(packets, id, &self.farm, lane);
+                }
+                more = packets.is_full() && bursts < BURSTS_AT_ONCE;
+            } else {
+                more = false;
+            }
+            if (1..=bursts).contains(&step) {
+                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
+                self.forwarder.look(packets, lane);
+            }
+            if (2..=bursts + 1).contains(&step) {
+                self.finish((step - 2) % STAGES, id, now);
+            }
+            step += 1;
+        }
+        self.forwarder.counters.received += work as u64;
         work
     }
 
-    /// Forwards a burst that came in by `port`, in pieces of the configured size.
-    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
-        if self.burst < BURST {
-            while !burst.is_empty() {
-                let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-                self.process_at_once(&mut piece, port, now);
-            }
+    /// The last pass over a burst of the quick lane, and the general way for what is left.
+    #[inline]
+    fn finish(&mut self, stage: usize, port: PortId, now: Moment) {
+        let Stage { packets, lane } = &mut self.stages[stage];
+        let departures = self.forwarder.leave(packets, lane, &self.farm, millis(now));
+        let first = departures[0];
+        if first != GENERAL
+            && departures[..packets.len()].iter().fold(0, |mixed, departure| mixed | (departure ^ first)) == 0
+            && let ShardPort { queue: Ok(queue), transmit, .. } = &mut self.ports[usize::from(first)]
+            && transmit.is_empty()
+        {
+            // All of it leaves by one port, and nothing waits there.
+            transmit_burst(queue, packets, &mut self.forwarder);
         } else {
-            self.process_at_once(&mut burst, port, now);
+            let packets = std::mem::take(packets);
+            self.dispatch(packets, &departures, port, now);
         }
     }
 
-    #[inline]
-    fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
-        let mut departures = Departures::new();
-        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut departures);
-        if let Some(&first) = departures.first()
-            && first != GENERAL
-            && departures.iter().all(|departure| *departure == first)
-            && let ShardPort { queue: Ok(_), transmit, .. } = &mut self.ports[usize::from(first)]
-            && transmit.is_empty()
-        {
-            // All of it leaves by one port: the burst itself is what is to be sent.
-            std::mem::swap(transmit, burst);
-            return;
+    /// Takes one burst from a port and forwards it in pieces of the configured size.
+    fn receive_pieces(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let mut burst = Burst::new();
+        if let Ok(queue) = &mut self.ports[port].queue {
+            queue.receive(&mut burst);
         }
-        for (packet, departure) in burst.drain(..).zip(&departures) {
+        let work = burst.len();
+        self.forwarder.counters.received += work as u64;
+        while !burst.is_empty() {
+            let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
+            let departures = self.forwarder.forward(&mut piece, id, &self.farm, millis(now));
+            self.dispatch(piece, &departures, id, now);
+        }
+        work
+    }
+
+    /// Sends each packet where the quick lane says, or takes it the general way.
+    fn dispatch(&mut self, packets: Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
+        for (packet, departure) in packets.into_iter().zip(departures) {
             if *departure == GENERAL {
                 self.process_one(packet, port, now);
             } else {
@@ -327,21 +377,29 @@ impl<Q: Queue> Shard<Q> {
             }
             Verdict::Once { .. } | Verdict::Reset(_) if parsed.class == Class::Icmp => Fate::Drop(DropReason::Icmp),
             Verdict::Install { route, replace } => {
-                self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now))
+                match self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now)) {
+                    Fate::Drop(DropReason::PoolExhausted) if self.farm.resets(&parsed.key) => {
+                        self.refuse(&mut packet, port, DropReason::PoolExhausted)
+                    }
+                    fate => fate,
+                }
             }
             Verdict::Once { endpoint, mode } => self.forwarder.once(&mut packet, &parsed, endpoint, mode, &self.farm),
             Verdict::Drop(refusal) => Fate::Drop(refusal.into()),
-            Verdict::Reset(refusal) => {
-                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
-                if self.respond(&mut packet, |frame, out| responder::refuse(frame, out, mac)) {
-                    self.forwarder.counters.refused += 1;
-                    Fate::Send(port)
-                } else {
-                    Fate::Drop(refusal.into())
-                }
-            }
+            Verdict::Reset(refusal) => self.refuse(&mut packet, port, refusal.into()),
         };
         self.settle(packet, parsed, port, fate, now);
+    }
+
+    /// Makes a reset or an ICMP error of a packet that cannot be served.
+    fn refuse(&mut self, packet: &mut Q::Packet, port: PortId, reason: DropReason) -> Fate {
+        let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
+        if self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
+            self.forwarder.counters.refused += 1;
+            Fate::Send(port)
+        } else {
+            Fate::Drop(reason)
+        }
     }
 
     /// Does what a packet's fate says.
@@ -389,13 +447,13 @@ impl<Q: Queue> Shard<Q> {
                 let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
                 let farm = Arc::clone(&self.farm);
                 let owns = |address| farm.answers_for(port, address);
-                let is_vip = |address| farm.vips.iter().any(|vip| vip.address == address);
+                let is_ours = |address| farm.stands_for(address);
                 if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
-                    || matches!(responder::echo_in_place(packet.data_mut(), is_vip), Answer::Reply(_))
+                    || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_))
                 {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
-                } else if self.farm.vip_of(&parsed.key).is_some() {
+                } else if self.farm.is_for_us(&parsed.key) {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
                     self.hand_to_twin(packet, port);
@@ -465,6 +523,9 @@ impl<Q: Queue> Shard<Q> {
 
     /// Hands the forwarder's notices to the classifiers, each flow's in order. One that finds its ring full waits.
     fn tell_notices(&mut self) {
+        if !self.forwarder.has_notices() {
+            return;
+        }
         let links = &mut self.classifiers;
         let (farm, hash) = (&self.farm, self.forwarder.hash().clone());
         let (mut told, mut deferred) = (0, 0);
@@ -596,6 +657,10 @@ impl SweepPace {
     }
 }
 
+/// Bursts taken from a port in one turn at the most: each but the last two is fetched while others are worked on.
+const BURSTS_AT_ONCE: usize = 8;
+/// Passes of the quick lane.
+const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.
 const ERRORS_PER_SECOND: u32 = 1000;
 /// DF, in the first byte of an IPv4 header's fragment field.

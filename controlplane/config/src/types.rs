@@ -4,7 +4,7 @@
 //! to ids and indices, defaults are filled in, and text is parsed; so nothing that reads a [`Config`] checks it again.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -185,6 +185,36 @@ pub struct Pool {
     pub addresses: Vec<IpNet>,
     /// Ports to take from, on each address.
     pub port_range: RangeInclusive<u16>,
+}
+
+impl Pool {
+    /// Every address: of a prefix all, its first and last included.
+    pub fn each_address(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().flat_map(|net| -> Box<dyn Iterator<Item = IpAddr>> {
+            match (net.network(), net.broadcast()) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => {
+                    Box::new((u32::from(first)..=u32::from(last)).map(|address| Ipv4Addr::from(address).into()))
+                }
+                (IpAddr::V6(first), IpAddr::V6(last)) => {
+                    Box::new((u128::from(first)..=u128::from(last)).map(|address| Ipv6Addr::from(address).into()))
+                }
+                _ => Box::new(std::iter::empty()),
+            }
+        })
+    }
+
+    /// Whether an address is one of the pool's.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
+
+    /// How many addresses there are in prefixes; a number beyond `u128` counts as the greatest.
+    pub(crate) fn count(prefixes: &[IpNet]) -> u128 {
+        let of =
+            |net: &IpNet| 1u128.checked_shl(u32::from(net.max_prefix_len() - net.prefix_len())).unwrap_or(u128::MAX);
+        prefixes.iter().map(of).fold(0, u128::saturating_add)
+    }
 }
 
 /// A server behind the unit.

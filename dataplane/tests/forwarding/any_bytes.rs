@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use weir_dataplane::farm::NoEndpoint;
 use weir_dataplane::fragments::TIMEOUT_V6;
 use weir_dataplane::route_table::Mode;
+use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
 use weir_dataplane::wire::{Protocol, icmpv4, icmpv6};
 use weir_health_load::Directive;
@@ -29,6 +30,8 @@ enum Kind {
     Fragment(bool, usize),
     /// A host's answer, which half-NAT translates back.
     Answer(u8),
+    /// A host's answer to a pool's address.
+    Pooled(u8),
     Ping,
     /// An error about a client's segment.
     Error,
@@ -41,6 +44,7 @@ fn valid() -> impl Strategy<Value = (usize, Vec<u8>)> {
         3 => Just(Kind::Datagram),
         4 => (any::<bool>(), 0usize..3).prop_map(|(back, at)| Kind::Fragment(back, at)),
         3 => prop::sample::select(vec![18, 16, 17, 4]).prop_map(Kind::Answer),
+        3 => prop::sample::select(vec![18, 16, 17, 4]).prop_map(Kind::Pooled),
         1 => Just(Kind::Ping),
         1 => Just(Kind::Error),
         1 => Just(Kind::Arp),
@@ -63,6 +67,11 @@ fn valid() -> impl Strategy<Value = (usize, Vec<u8>)> {
                 Kind::Answer(flags) => {
                     let host = SocketAddr::new(family.host(1 + port % 3), if v4 { 8000 } else { 8003 });
                     (1, frames::segment(MACS[1], host, client, Flags(flags), &payload))
+                }
+                Kind::Pooled(flags) => {
+                    let host = SocketAddr::new(family.host(1 + port % 3), if v4 { 8000 } else { 8003 });
+                    let pool = SocketAddr::new(family.pool()[usize::from(port % 2)], 20_000 + client.port() % 3);
+                    (1, frames::segment(MACS[1], host, pool, Flags(flags), &payload))
                 }
                 Kind::Ping | Kind::Error => {
                     let ping = matches!(kind, Kind::Ping);
@@ -145,19 +154,21 @@ proptest! {
     #[test]
     fn every_packet_is_accounted_for(
         arrivals in arrivals(),
-        nat: bool,
+        mode in prop::sample::select(vec![Mode::Dsr, Mode::Nat, Mode::FullNat]),
         reset: bool,
         late: bool,
         twins: bool,
         ring in 1usize..40,
         gone in 0usize..18,
     ) {
-        let mode = if nat { Mode::Nat } else { Mode::Dsr };
         let sender = |shard, port| if port == 1 { 0 } else { shard };
         let mut setup = Setup {
             shards: 2, classifiers: 2, routes: 8, sessions: 16, pending: 5, divert_ring: ring, notice_ring: 2,
             handover_ring: ring, sender, twins, ..Setup::new(mode)
         };
+        for pool in &mut setup.parts.pools {
+            *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=20_001, 2).unwrap();
+        }
         setup.parts.endpoints[gone].directive = Directive::Inactive;
         if reset {
             setup.parts.services.iter_mut().for_each(|service| service.no_endpoint = NoEndpoint::Reset);

@@ -11,7 +11,16 @@ use weir_health_load::Directive;
 use weir_identity::{ApplicationId, ServiceId};
 
 use crate::frames;
-use crate::lab::{ENDPOINTS, Family, Lab, MACS, Setup, everywhere, host_of};
+use crate::lab::{ENDPOINTS, Family, Lab, MACS, Setup, host_of};
+
+/// Runs a test in both families, and in the modes that leave ports alone or have none to translate.
+fn everywhere(test: impl Fn(Mode, Family)) {
+    for mode in [Mode::Dsr, Mode::Nat] {
+        for family in [Family::V4, Family::V6] {
+            test(mode, family);
+        }
+    }
+}
 
 /// A unit with IKE, ESP, PPTP and GRE at the VIP of each family, on the hosts of the others.
 fn unit(mode: Mode) -> Lab {

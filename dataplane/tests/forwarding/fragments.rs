@@ -47,10 +47,11 @@ fn in_any_order_by_any_queue_a_datagram_arrives_whole() {
                 lab.run();
                 lab.check();
                 let there = arrived(&lab);
-                assert_eq!((there.source, there.payload.len()), (family.client(client), 4000));
+                assert!(mode == Mode::FullNat || there.source == family.client(client));
+                assert_eq!(there.payload.len(), 4000);
                 assert_eq!(there.payload[1], (id + 1) as u8);
                 // The host's answer is as long.
-                if mode == Mode::Nat {
+                if mode != Mode::Dsr {
                     let answer = frames::datagram(MACS[1], there.destination, there.source, &there.payload);
                     for (queue, at) in order.into_iter().enumerate() {
                         lab.arrive(queue, 1, &fragments(&answer, 7000 + id, 1200)[at]);
@@ -66,7 +67,7 @@ fn in_any_order_by_any_queue_a_datagram_arrives_whole() {
         // Each client was decided about once, by its first datagram.
         assert_eq!(lab.desk.answers.asked(), 12);
         assert_eq!(lab.held(), 0);
-        let datagrams = if mode == Mode::Nat { 96 } else { 48 };
+        let datagrams = if mode == Mode::Dsr { 48 } else { 96 };
         assert_eq!((lab.count("datagrams_completed"), lab.count("fragments")), (datagrams, 4 * datagrams));
         assert!(lab.count("fragments_held") > 0);
     });

@@ -11,6 +11,7 @@ mod decisions;
 mod farm_changes;
 mod fragments;
 mod frames;
+mod full_nat;
 mod lab;
 mod life;
 mod moving;

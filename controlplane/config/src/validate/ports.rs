@@ -351,6 +351,17 @@ pub(super) fn family_differs(address: IpAddr, what: &'static str, other: IpAddr)
     })
 }
 
+/// Reports pools with too few ports for the unit's shards.
+pub(super) fn pool_ports(check: &mut Check, document: &raw::Document, network: &Network, shards: usize) {
+    for (i, (pool, raw)) in network.pools.iter().zip(document.pools.iter().flatten()).enumerate() {
+        let ports = pool.port_range.len();
+        if raw.port_range.is_some() && ports < shards {
+            let place = Place::root().key("pools").at(i).key("port_range");
+            check.error(&place, Mistake::FewPoolPorts { ports, shards });
+        }
+    }
+}
+
 fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Place) {
     network.pools_incomplete = check.is_cut(here);
     let (mut names, mut seen) = (Seen::default(), Vec::<(IpNet, Place)>::new());
@@ -387,7 +398,13 @@ fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Pla
             seen.push((prefix, at.at(j)));
             addresses.push(prefix);
         }
+        if Pool::count(&addresses) > MAX_POOL as u128 {
+            check.error(&at, Mistake::PoolTooLarge { most: MAX_POOL });
+        }
         let port_range = raw.port_range.as_ref().and_then(|range| check.port_range(range, &place.key("port_range")));
         network.pools.push(Pool { name, addresses, port_range: port_range.unwrap_or(1024..=65_535) });
     }
 }
+
+/// The data plane looks each packet's addresses up in a table of these; a few of them make millions of connections.
+const MAX_POOL: usize = 4096;
