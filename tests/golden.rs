@@ -37,6 +37,16 @@ fn answers_go_by_the_longest_prefix() {
 }
 
 #[test]
+fn vlans_are_ports_of_their_own() {
+    check_group("vlans", 14);
+}
+
+#[test]
+fn options_and_extension_headers_follow_the_policy() {
+    check_group("headers", 6);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

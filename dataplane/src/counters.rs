@@ -152,6 +152,8 @@ drop_reasons! {
     BadSource = "bad_source",
     /// TCP flags that no implementation sends: SYN with FIN or RST, or none at all.
     BadFlags = "bad_flags",
+    /// An IPv4 source route, or options that are none.
+    IpOption = "ip_option",
     /// An IPv6 extension header that is refused by policy, or too many of them.
     ExtensionHeader = "extension_header",
     /// TTL or hop limit used up.

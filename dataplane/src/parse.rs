@@ -209,6 +209,9 @@ fn parse4(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
     if fold(sum) != 0xffff {
         return Err(DropReason::BadChecksum);
     }
+    if header_len > 20 {
+        check_options(&ip[20..header_len])?;
+    }
     let (source, destination) = (chunk::<4>(header, 12), chunk::<4>(header, 16));
     if bad_source4(source) && unicast || source == destination {
         return Err(DropReason::BadSource);
@@ -236,6 +239,20 @@ fn parse4(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
         return fragment_of(parsed, payload);
     }
     upper(parsed, header[9], payload)
+}
+
+/// IPv4 options are for the host and go on as they are, but for source routes (RFC 7126 section 4.3) and what is no list of options.
+#[cold]
+fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
+    loop {
+        options = match options {
+            [] | [END_OF_OPTIONS, ..] => return Ok(()),
+            [NO_OPERATION, rest @ ..] => rest,
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, ..] => return Err(DropReason::IpOption),
+            [_, length, ..] if *length >= 2 => options.get(usize::from(*length)..).ok_or(DropReason::IpOption)?,
+            _ => return Err(DropReason::IpOption),
+        };
+    }
 }
 
 /// IPv6, RFC 8200, with its extension headers.
@@ -478,6 +495,10 @@ const ARP: [u8; 2] = [0x08, 0x06];
 const VLAN: [u8; 2] = [0x81, 0x00];
 const PROVIDER_VLAN: [u8; 2] = [0x88, 0xa8];
 const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;

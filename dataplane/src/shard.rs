@@ -9,6 +9,7 @@ mod published;
 mod rings;
 mod split;
 mod unresolved;
+mod vlan;
 
 use std::sync::Arc;
 
@@ -43,6 +44,8 @@ pub enum Twin<Q> {
 /// One port as a shard sees it.
 pub struct ShardPort<Q: Queue> {
     queue: Result<Q, usize>,
+    /// Of a VLAN: the port that it is on, and its identifier.
+    vlan: Option<(PortId, u16)>,
     twin: Twin<Q>,
     transmit: Burst<Q::Packet>,
 }
@@ -50,7 +53,13 @@ pub struct ShardPort<Q: Queue> {
 impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
-        Self { queue, twin, transmit: Burst::new() }
+        Self { queue, vlan: None, twin, transmit: Burst::new() }
+    }
+
+    /// A VLAN with this identifier on another port.
+    #[must_use]
+    pub fn vlan(parent: PortId, id: u16) -> Self {
+        Self { queue: Err(usize::MAX), vlan: Some((parent, id)), twin: Twin::Itself, transmit: Burst::new() }
     }
 }
 
@@ -184,6 +193,9 @@ impl<Q: Queue> Shard<Q> {
         }
         work += burst.len();
         self.forwarder.counters.received += burst.len() as u64;
+        if self.farm.is_trunk(id) {
+            self.take_tagged(&mut burst, id, now);
+        }
         self.process(burst, id, now);
         work
     }
@@ -415,6 +427,13 @@ impl<Q: Queue> Shard<Q> {
     }
 
     fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
+        if let Some((parent, id)) = self.ports[usize::from(port)].vlan {
+            // The kernel has its own interface for the VLAN, on top of the port's.
+            if let Some(packet) = vlan::tagged(packet, id, &mut self.forwarder.drops) {
+                self.hand_to_twin(packet, parent);
+            }
+            return;
+        }
         match &mut self.ports[usize::from(port)].twin {
             Twin::Itself => self.forwarder.counters.twin += 1,
             Twin::Port(queue) => {
@@ -515,7 +534,14 @@ fn send<Q: Queue>(
         }
         Err(shard) => {
             let shard = *shard;
-            hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port));
+            match ports[usize::from(port)].vlan {
+                None => hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port)),
+                Some((parent, id)) => {
+                    if let Some(packet) = vlan::tagged(packet, id, &mut forwarder.drops) {
+                        send(ports, neighbours, forwarder, packet, parent);
+                    }
+                }
+            }
         }
     }
 }

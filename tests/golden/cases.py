@@ -27,6 +27,8 @@ from scapy.layers.inet6 import (  # noqa: E402
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
     PadN,
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # noqa: E402
@@ -904,6 +906,151 @@ def route_cases():
         yield case
 
 
+VLANS = """  - { name: red, device: "vlan:net0.100", mtu: 1400, addresses: [10.100.0.1/24, "fd10::1/64"] }
+  - { name: blue, device: "vlan:net0.200", addresses: [10.200.0.1/24, "fd20::1/64"] }
+"""
+
+
+def vlan_config(mode):
+    """Clients untagged and in VLAN 100, hosts in VLAN 200; a VIP on link in VLAN 100."""
+    text = config(mode).replace("neighbours:\n", VLANS + "neighbours:\n")
+    for family in FAMILIES:
+        host, near = ("10.200.0.11", "10.100.0.50") if family is V4 else ("fd20::11", "fd10::50")
+        text = text.replace(f'port: net0, address: "{family.hosts[1]}"', f'port: blue, address: "{host}"')
+        text = text.replace(f'address: "{family.hosts[1]}"', f'address: "{host}"')
+        text = text.replace("neighbours:\n", f'neighbours:\n  - {{ port: red, address: "{near}", mac: "{NEAR_MAC}" }}\n')
+        text = text.replace(f'vip: "{family.onlink_vip}"', f'vip: "{"10.100.0.100" if family is V4 else "fd10::100"}"')
+    return text.replace(f"address: {V4.hosts[1]} ", "address: 10.200.0.11 ")
+
+
+def tag(packet, vlan, prio=0):
+    """The frame in a VLAN, with a tag as the unit puts it on."""
+    frame = bytes(packet)
+    return frame[:12] + struct.pack("!HH", 0x8100, prio << 13 | vlan) + frame[12:]
+
+
+def vlan_cases():
+    """VLANs as ports of their own: whoever is in which, every frame leaves with the tag of its way."""
+    for mode in ("dsr", "nat", "ipip"):
+        for family in FAMILIES:
+            v4 = family is V4
+            host = "10.200.0.11" if v4 else "fd20::11"
+            for name, client, vip, client_mac, client_vlan in (
+                ("untagged-client", family.client, family.vip, ROUTER_MAC, None),
+                ("tagged-client", "10.100.0.50" if v4 else "fd10::50", "10.100.0.100" if v4 else "fd10::100", NEAR_MAC, 100),
+            ):
+                case = Case(f"{mode}-{family}-{name}", vlan_config(mode))
+                path = Path(mode, family, "tcp", client_mac=client_mac, kind="onlink" if client_vlan else "routed")
+                path.client, path.vip, path.host = client, vip, host
+                unit = ("10.200.0.1" if v4 else "fd20::1")
+                for flags, size in (("S", 0), ("A", 0), ("PA", 1000), ("FA", 0)):
+                    packet = ether(src=client_mac) / family.ip(client, vip)
+                    packet = packet / path.l4(sport=40000, dport=80, flags=flags) / Raw(pattern(size))
+                    expected = path.at_host(packet)
+                    if mode == "ipip":
+                        expected[IP if v4 else IPv6].src = unit
+                        if v4:
+                            del expected[IP].chksum
+                    if client_vlan:
+                        packet = tag(packet, client_vlan, prio=5)
+                    case.sends(packet, tag(expected, 200), "request")
+                    if mode == "nat":
+                        back = ether(src=HOST_MAC[1]) / family.ip(host, client)
+                        back = back / path.l4(sport=host_port("tcp", path.kind), dport=40000, flags="A") / Raw(pattern(size))
+                        there = forwarded(back, src_mac=PORT_MAC["net0"], dst_mac=client_mac, src=vip, sport=80)
+                        case.sends(tag(back, 200), tag(there, client_vlan) if client_vlan else there, "answer")
+                yield case
+
+    case = Case("questions", vlan_config("dsr"))
+    port = PORT_MAC["net0"]
+    asks = ether(src=NEAR_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=NEAR_MAC, psrc="10.100.0.50", pdst="10.100.0.100")
+    answer = ether(src=port, dst=NEAR_MAC) / ARP(op=2, hwsrc=port, psrc="10.100.0.100", hwdst=NEAR_MAC, pdst="10.100.0.50")
+    case.sends(tag(asks, 100, prio=7), tag(answer, 100), "arp")
+    case.to_twin(asks)  # not its link
+    case.arrives(tag(asks, 200), "net0")
+    case.twin.append(tag(asks, 200).hex())
+    packet = ether(src=NEAR_MAC) / V4.ip("10.100.0.50", "10.100.0.100") / ICMP(type=8, id=9, seq=1) / Raw(b"ping")
+    echo = ether(src=port, dst=NEAR_MAC) / V4.ip("10.100.0.100", "10.100.0.50", ttl=64) / ICMP(type=0, id=9, seq=1) / Raw(b"ping")
+    case.sends(tag(packet, 100), tag(echo, 100), "echo")
+    # The kernel gets what is not the dataplane's with the tag it had; so does a VLAN that is no port of ours.
+    for vlan in (100, 300):
+        case.to_twin(tag(ether() / V4.ip("10.100.0.50", "10.100.0.1") / TCP(sport=5, dport=22, flags="S"), vlan))
+    # A priority alone is no VLAN.
+    packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+    expected = forwarded(packet, src_mac=port, dst_mac=HOST_MAC[1])
+    case.sends(tag(packet, 0, prio=3), tag(expected, 200), "priority")
+    yield case
+
+    # A smaller MTU in the client's VLAN: the host is told.
+    case = Case("mtu", vlan_config("nat"))
+    path = Path("nat", V4, "tcp", kind="onlink")
+    packet = ether(src=NEAR_MAC) / V4.ip("10.100.0.50", "10.100.0.100") / TCP(sport=40000, dport=80, flags="S")
+    path.vip, path.host = "10.100.0.100", "10.200.0.11"
+    case.sends(tag(packet, 100), tag(path.at_host(packet), 200), "request")
+    back = ether(src=HOST_MAC[1]) / V4.ip("10.200.0.11", "10.100.0.50")
+    back = back / TCP(sport=host_port("tcp", "onlink"), dport=40000, flags="A") / Raw(pattern(1361))
+    quoted = bytes(Ether(bytes(back)).payload)
+    told = ether(src=port, dst=HOST_MAC[1]) / IP(src="10.100.0.50", dst="10.200.0.11", tos=0xC0, ttl=64, flags="DF", id=0)
+    told = told / ICMP(type=3, code=4, nexthopmtu=1400) / Raw(quoted[:548])
+    case.sends(tag(back, 200), tag(told, 200), "answer")
+    case.drops["too_big"] = 1
+    yield case
+
+
+def header_cases():
+    """IPv4 options, IPv6 extension headers and jumbo frames, by the stated policy."""
+    for mode in ("dsr", "nat"):
+        path4, path6 = Path(mode, V4, "udp"), Path(mode, V6, "udp")
+        case = Case(f"{mode}-v4-options", config(mode))
+        timestamp = b"\x44\x08\x05\x00\0\0\0\0"
+        alert, security = b"\x94\x04\0\0", b"\x82\x0b" + bytes(9) + b"\x01"
+        for options in (b"\x01\x01\x01\x00", timestamp, alert, security, b"\x07\x07\x04\0\0\0\0\0", b"\x01" * 40):
+            path4.request(case, b"options", ip={"options": [Raw(options)], "flags": 0})
+        for options in (
+            b"\x83\x07\x04\xc0\x00\x02\x09\x00", b"\x89\x07\x04\xc0\x00\x02\x09\x00",  # source routes
+            b"\x01\x01\x83\x03\x04\x00\x00\x00", b"\x07\x00\x00\x00", b"\x07\x01\x00\x00", b"\x07\x05\x00\x00",
+            b"\x01\x01\x01\x07",
+        ):
+            packet = ether() / V4.ip(V4.client, V4.vip, options=[Raw(options)]) / UDP(sport=40000, dport=53)
+            case.drop(packet, "ip_option")
+        yield case
+
+        case = Case(f"{mode}-v6-extension-headers", config(mode))
+        pad = [PadN(optdata=b"\0\0\0\0")]
+        spent = IPv6ExtHdrRouting(type=0, segleft=0, addresses=["2001:db8::1"])
+        for extension in (
+            IPv6ExtHdrHopByHop(options=pad),
+            IPv6ExtHdrDestOpt(options=pad),
+            IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrDestOpt(options=pad),
+            spent,
+            IPv6ExtHdrFragment(offset=0, m=0, id=5),  # an atomic fragment
+            IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrDestOpt(options=pad) / spent / IPv6ExtHdrDestOpt(options=pad),
+        ):
+            path6.request(case, b"extension", extension=extension)
+        bad = [
+            IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::1"]),
+            IPv6ExtHdrRouting(type=4, segleft=1, addresses=["2001:db8::1"]),
+            IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+        ]
+        chain = IPv6ExtHdrDestOpt(options=pad)
+        for _ in range(9):
+            chain = IPv6ExtHdrDestOpt(options=pad) / chain
+        for extension in (*bad, chain):
+            case.drop(ether() / V6.ip(V6.client, V6.vip) / extension / UDP(sport=40000, dport=53), "extension_header")
+        # The chain ends before its header does.
+        whole = bytes(ether() / V6.ip(V6.client, V6.vip, plen=8) / IPv6ExtHdrDestOpt(len=3, options=pad))
+        case.drop(whole, "truncated")
+        yield case
+
+        case = Case(f"{mode}-jumbo", config(mode, mtu=9000))
+        for family in FAMILIES:
+            path = Path(mode, family, "udp")
+            for size in (1473, 4000, 9000 - 28 if family is V4 else 9000 - 48):
+                path.request(case, pattern(size))
+                path.reply(case, pattern(size))
+        yield case
+
+
 def local_cases():
     """What the unit answers itself, and what is the kernel's."""
     mode = "dsr"
@@ -1002,6 +1149,8 @@ GROUPS = {
     "fragments": fragment_cases,
     "tunnels": tunnel_cases,
     "routes": route_cases,
+    "vlans": vlan_cases,
+    "headers": header_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

@@ -94,6 +94,9 @@ impl Assembly<'_> {
             .map_err(|source| AssemblyError::Memory { table: format!("route table of shard {number}"), source })?;
             let ports = (0..self.config.ports.len())
                 .map(|index| {
+                    if let Some((parent, id)) = crate::knowledge::vlan(&self.config.ports[index]) {
+                        return ShardPort::vlan(parent, id);
+                    }
                     let (queue, twin) = port(number, index);
                     ShardPort::new(queue, twin)
                 })

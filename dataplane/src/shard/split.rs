@@ -28,7 +28,8 @@ pub(super) fn may_split(frame: &[u8], parsed: &Parsed) -> bool {
 impl<Q: Queue> Shard<Q> {
     /// Takes `packet`, of which [`may_split`] is true, to pieces of at most `mtu` bytes and forwards them, the first one first.
     pub(super) fn split(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, mtu: u16, now: Moment) {
-        let queue = match &mut self.ports[usize::from(port)].queue {
+        let below = self.ports[usize::from(port)].vlan.map_or(port, |(parent, _)| parent);
+        let queue = match &mut self.ports[usize::from(below)].queue {
             Ok(queue) => queue,
             // Buffers are where the queues are.
             Err(shard) => {

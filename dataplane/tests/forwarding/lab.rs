@@ -90,7 +90,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
         vips: Vec::new(),
         services: Vec::new(),
         endpoints: Vec::new(),
-        ports: MACS.map(|mac| Port { mac, mtu: 1500 }).to_vec(),
+        ports: MACS.map(|mac| Port { mac, mtu: 1500, vlan: None }).to_vec(),
         timeouts: IdleTimeouts(TIMEOUTS),
         prefixes: Vec::new(),
         neighbours: Vec::new(),
