@@ -414,4 +414,4 @@ enum Approach {
 }
 
 /// The most notices of one installation: a connection's two directions may each evict a single route, and find no room even so.
-const EVICTIONS: usize = 3;
+const EVICTIONS: usize = 4;

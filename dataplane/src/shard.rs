@@ -200,9 +200,6 @@ impl<Q: Queue> Shard<Q> {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
             }
         }
-        if self.farm.is_trunk(id) {
-            return work + self.receive_tagged(port, now);
-        }
         if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
     }
 
@@ -213,17 +210,11 @@ impl<Q: Queue> Shard<Q> {
         let (mut work, mut bursts, mut more) = (0, 0, true);
         let mut step = 0;
         while more || step < bursts + 2 {
-            if more && let Ok(queue) = &mut self.ports[port].queue {
-                let Stage { packets, lane } = &mut self.stages[step % STAGES];
-                queue.receive(packets);
-                if !packets.is_empty() {
-                    work += packets.len();
-                    bursts += 1;
-                    self.forwarder.enter(packets, id, &self.farm, lane);
-                }
-                more = packets.is_full() && bursts < BURSTS_AT_ONCE;
-            } else {
-                more = false;
+            if more {
+                let arrived = self.take_in(step % STAGES, port, now);
+                work += arrived;
+                bursts += usize::from(arrived > 0);
+                more = arrived == BURST && bursts < BURSTS_AT_ONCE;
             }
             if (1..=bursts).contains(&step) {
                 let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
@@ -236,6 +227,26 @@ impl<Q: Queue> Shard<Q> {
         }
         self.forwarder.counters.received += work as u64;
         work
+    }
+
+    /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
+    #[inline]
+    fn take_in(&mut self, stage: usize, port: usize, now: Moment) -> usize {
+        let Ok(queue) = &mut self.ports[port].queue else {
+            return 0;
+        };
+        let packets = &mut self.stages[stage].packets;
+        queue.receive(packets);
+        let arrived = packets.len();
+        let id = port_id(port);
+        if self.farm.is_trunk(id) {
+            let mut all = std::mem::take(packets);
+            self.take_tagged(&mut all, id, now);
+            self.stages[stage].packets = all;
+        }
+        let Stage { packets, lane } = &mut self.stages[stage];
+        self.forwarder.enter(packets, id, &self.farm, lane);
+        arrived
     }
 
     /// The last pass over a burst of the quick lane, and the general way for what is left.
@@ -266,12 +277,20 @@ impl<Q: Queue> Shard<Q> {
         }
         let work = burst.len();
         self.forwarder.counters.received += work as u64;
+        if self.farm.is_trunk(id) {
+            self.take_tagged(&mut burst, id, now);
+        }
+        self.process(burst, id, now);
+        work
+    }
+
+    /// Forwards a burst that came in by `port`, in pieces of the configured size.
+    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
         while !burst.is_empty() {
             let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-            let departures = self.forwarder.forward(&mut piece, id, &self.farm, millis(now));
-            self.dispatch(piece, &departures, id, now);
+            let departures = self.forwarder.forward(&mut piece, port, &self.farm, millis(now));
+            self.dispatch(piece, &departures, port, now);
         }
-        work
     }
 
     /// Sends each packet where the quick lane says, or takes it the general way.

@@ -2,80 +2,77 @@
 
 use weir_identity::Moment;
 
-use super::{Shard, port_id};
-use crate::classifier::millis;
+use super::Shard;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
-use crate::packet::{Burst, Packet, Queue};
+use crate::packet::{BURST, Burst, Packet, Queue};
 
 impl<Q: Queue> Shard<Q> {
-    /// Takes a burst from a trunk, and forwards each tagged frame as one of its VLAN's port. A tag that stands for no port is the
-    /// kernel's.
+    /// Takes the tagged frames out of what came in by a trunk, and forwards each as one of its VLAN's port. A tag that stands for
+    /// no port is the kernel's.
     #[cold]
-    pub(super) fn receive_tagged(&mut self, port: usize, now: Moment) -> usize {
-        let mut burst = Burst::new();
-        if let Ok(queue) = &mut self.ports[port].queue {
-            queue.receive(&mut burst);
-        }
-        let (work, trunk) = (burst.len(), port_id(port));
-        self.forwarder.counters.received += work as u64;
+    pub(super) fn take_tagged(&mut self, burst: &mut Burst<Q::Packet>, trunk: PortId, now: Moment) {
+        let mut plain: Burst<Q::Packet> = Burst::new();
         let mut group: Burst<Q::Packet> = Burst::new();
-        let mut of = trunk;
-        for packet in burst {
-            let (packet, tag) = untagged(packet, trunk, &self.farm);
-            match tag {
-                Tag::Port(port) => {
-                    if of != port {
-                        self.forward_group(std::mem::take(&mut group), of, now);
-                        of = port;
+        let mut of = None;
+        for packet in burst.drain(..BURST.min(burst.len())) {
+            let (packet, to) = untagged(packet, trunk, &self.farm);
+            match to {
+                Tagged::No => plain.push(packet),
+                Tagged::Port(port) => {
+                    if of != Some(port) {
+                        self.process_group(std::mem::take(&mut group), of, now);
+                        of = Some(port);
                     }
                     group.push(packet);
                 }
-                Tag::Unknown => self.hand_to_twin(packet, trunk),
-                Tag::Stuck => self.forwarder.drops.count(DropReason::Truncated),
+                Tagged::Unknown => self.hand_to_twin(packet, trunk),
+                Tagged::Stuck => self.forwarder.drops.count(DropReason::Truncated),
             }
         }
-        self.forward_group(group, of, now);
-        work
+        self.process_group(group, of, now);
+        *burst = plain;
     }
 
-    fn forward_group(&mut self, mut group: Burst<Q::Packet>, port: PortId, now: Moment) {
-        if !group.is_empty() {
-            let departures = self.forwarder.forward(&mut group, port, &self.farm, millis(now));
-            self.dispatch(group, &departures, port, now);
+    fn process_group(&mut self, group: Burst<Q::Packet>, port: Option<PortId>, now: Moment) {
+        if let Some(port) = port
+            && !group.is_empty()
+        {
+            self.process(group, port, now);
         }
     }
 }
 
 /// What a frame's outer tag says.
-enum Tag {
-    /// The port whose it is: a VLAN's, and the tag is off, or the trunk's own without a tag.
+enum Tagged {
+    No,
+    /// It was of a VLAN that is a port, and is off.
     Port(PortId),
-    /// It is of a VLAN that is no port.
+    /// It is of a VLAN that is none.
     Unknown,
     /// It could not be taken off.
     Stuck,
 }
 
 /// Takes a frame's outer tag off, if it is one of the trunk's VLANs.
-fn untagged<P: Packet>(mut packet: P, trunk: PortId, farm: &Farm) -> (P, Tag) {
+fn untagged<P: Packet>(mut packet: P, trunk: PortId, farm: &Farm) -> (P, Tagged) {
     let Some(start) = packet.data().first_chunk::<18>() else {
-        return (packet, Tag::Port(trunk));
+        return (packet, Tagged::No);
     };
     if !TAGS.contains(&[start[12], start[13]]) {
-        return (packet, Tag::Port(trunk));
+        return (packet, Tagged::No);
     }
     let id = u16::from_be_bytes([start[14], start[15]]) & 0xfff;
     // A tag with identifier 0 says a priority only: the frame is the trunk's own.
     let port = if id == 0 { Some(trunk) } else { farm.vlan_port(trunk, id) };
     let Some(port) = port else {
-        return (packet, Tag::Unknown);
+        return (packet, Tagged::Unknown);
     };
     packet.data_mut().copy_within(..12, TAG);
     if !packet.trim_front(TAG) {
-        return (packet, Tag::Stuck);
+        return (packet, Tagged::Stuck);
     }
-    (packet, Tag::Port(port))
+    (packet, if port == trunk { Tagged::No } else { Tagged::Port(port) })
 }
 
 /// Puts a tag on a frame; without room for it the frame is dropped.
