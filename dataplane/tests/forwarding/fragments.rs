@@ -16,17 +16,18 @@ fn question(family: Family, client: u16, id: u32, size: usize) -> Vec<Vec<u8>> {
 }
 
 /// What has left, put together; all of it is one datagram.
+#[track_caller]
 fn arrived(lab: &Lab) -> Seen {
     let raw = lab.wire.raw();
     let frames: Vec<_> = raw.iter().map(|(.., frame)| frame.clone()).collect();
     let mut macs: Vec<_> = frames.iter().map(|frame| frame[..6].to_vec()).collect();
     macs.dedup();
-    assert_eq!(macs.len(), 1, "all go to one station");
+    assert_eq!(macs.len(), 1, "all go to one station: {:?}, {} to the kernel", lab.drops(), lab.count("twin"));
     Seen::of(raw[0].0, raw[0].1, &reassembled(&frames))
 }
 
 fn several_shards(mode: Mode) -> Lab {
-    Lab::new(Setup { shards: 4, classifiers: 2, ..Setup::new(mode) })
+    Lab::new(Setup { classifiers: 2, ..Setup::new(mode) }.sharded(4))
 }
 
 #[test]
