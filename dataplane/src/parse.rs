@@ -288,7 +288,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
         fragment: Fragment::default(),
         unicast,
     };
-    let (mut next, mut at) = (header[6], 40);
+    let (mut next, mut at, mut in_fragments) = (header[6], 40, false);
     // RFC 8200 section 4.1: every header at most once, destination options twice.
     for _ in 0..=MAX_EXTENSION_HEADERS {
         parsed.l4 = (l3 + at) as u16;
@@ -318,6 +318,10 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
                 let Some(extension) = ip[at..total].first_chunk::<8>() else {
                     return Err(DropReason::Truncated);
                 };
+                // A fragment of a fragment is nothing that a sender makes.
+                if std::mem::replace(&mut in_fragments, true) {
+                    return Err(DropReason::ExtensionHeader);
+                }
                 let place = u16::from_be_bytes([extension[2], extension[3]]);
                 next = extension[0];
                 if place & 0xfff9 != 0 {

@@ -450,6 +450,7 @@ impl<Q: Queue> Shard<Q> {
                     && self.respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out))
                 {
                     self.forwarder.counters.refused += 1;
+                    self.forwarder.counters.told_too_big += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                 }
             }

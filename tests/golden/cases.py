@@ -1033,6 +1033,7 @@ def header_cases():
             IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::1"]),
             IPv6ExtHdrRouting(type=4, segleft=1, addresses=["2001:db8::1"]),
             IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+            IPv6ExtHdrFragment(offset=0, m=0, id=5) / IPv6ExtHdrFragment(offset=0, m=0, id=6),
         ]
         chain = IPv6ExtHdrDestOpt(options=pad)
         for _ in range(9):
