@@ -157,13 +157,12 @@ pub(crate) fn decrement_ttl(frame: &mut [u8], headers: Headers) {
 /// The same for an IPv4 packet behind an Ethernet header without tags (or the last 14 bytes of one with).
 #[inline(always)]
 pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
-    frame[22] -= 1;
-    let check = u32::from(u16::from_be_bytes([frame[24], frame[25]])) + 0x100;
-    let check = (check & 0xffff) + (check >> 16);
-    // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
-    let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
-    frame[24] = high;
-    frame[25] = low;
+    // TTL, protocol and checksum as one little-endian word: its lowest byte loses one, so its upper half gains one, with end-around
+    // carry. All ones would be the other zero (RFC 1624 section 3), which no header has: 2 is added at first, so that both carry.
+    let word = u32::from_le_bytes([frame[22], frame[23], frame[24], frame[25]]);
+    let (word, carry) = word.overflowing_add(0x1_ffff);
+    let word = word.wrapping_sub(u32::from(!carry) << 16);
+    frame[22..26].copy_from_slice(&word.to_le_bytes());
 }
 
 /// Where the client of a returning packet is.

@@ -14,7 +14,7 @@ use crate::classifier::millis;
 use crate::counters::{DropReason, Drops, ShardCounters};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
-use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
+use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
@@ -179,6 +179,18 @@ impl Published {
     }
 }
 
+/// A burst on its way through the quick lane.
+struct Stage<P> {
+    packets: Burst<P>,
+    lane: QuickLane,
+}
+
+impl<P> Default for Stage<P> {
+    fn default() -> Self {
+        Self { packets: Burst::new(), lane: QuickLane::default() }
+    }
+}
+
 /// One shard.
 pub struct Shard<Q: Queue> {
     number: usize,
@@ -189,6 +201,8 @@ pub struct Shard<Q: Queue> {
     classifiers: Vec<ClassifierLink<Q::Packet>>,
     published: Arc<Published>,
     burst: usize,
+    /// Empty between two turns.
+    stages: [Stage<Q::Packet>; STAGES],
     last_published: Moment,
     pace: SweepPace,
     /// For the ICMP errors that it makes itself.
@@ -216,6 +230,7 @@ impl<Q: Queue> Shard<Q> {
             classifiers,
             published: Arc::default(),
             burst: burst.clamp(1, BURST),
+            stages: Default::default(),
             last_published: Moment(0),
             pace: SweepPace::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
@@ -288,45 +303,80 @@ impl<Q: Queue> Shard<Q> {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
             }
         }
-        if let Ok(queue) = &mut self.ports[port].queue {
-            queue.receive(&mut burst);
+        if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
+    }
+
+    /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
+    /// passes one behind the other, so that the memory has the time of a whole burst to answer.
+    fn receive_bursts(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let (mut work, mut bursts, mut more) = (0, 0, true);
+        let mut step = 0;
+        while more || step < bursts + 2 {
+            if more && let Ok(queue) = &mut self.ports[port].queue {
+                let Stage { packets, lane } = &mut self.stages[step % STAGES];
+                queue.receive(packets);
+                if !packets.is_empty() {
+                    work += packets.len();
+                    bursts += 1;
+                    self.forwarder.enter(packets, id, &self.farm, lane);
+                }
+                more = packets.is_full() && bursts < BURSTS_AT_ONCE;
+            } else {
+                more = false;
+            }
+            if (1..=bursts).contains(&step) {
+                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
+                self.forwarder.look(packets, lane);
+            }
+            if (2..=bursts + 1).contains(&step) {
+                self.finish((step - 2) % STAGES, id, now);
+            }
+            step += 1;
         }
-        if burst.is_empty() {
-            return work;
-        }
-        work += burst.len();
-        self.forwarder.counters.received += burst.len() as u64;
-        self.process(burst, id, now);
+        self.forwarder.counters.received += work as u64;
         work
     }
 
-    /// Forwards a burst that came in by `port`, in pieces of the configured size.
-    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
-        if self.burst < BURST {
-            while !burst.is_empty() {
-                let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-                self.process_at_once(&mut piece, port, now);
-            }
+    /// The last pass over a burst of the quick lane, and the general way for what is left.
+    #[inline]
+    fn finish(&mut self, stage: usize, port: PortId, now: Moment) {
+        let Stage { packets, lane } = &mut self.stages[stage];
+        let departures = self.forwarder.leave(packets, lane, &self.farm, millis(now));
+        let first = departures[0];
+        if first != GENERAL
+            && departures[..packets.len()].iter().fold(0, |mixed, departure| mixed | (departure ^ first)) == 0
+            && let ShardPort { queue: Ok(queue), transmit, .. } = &mut self.ports[usize::from(first)]
+            && transmit.is_empty()
+        {
+            // All of it leaves by one port, and nothing waits there.
+            transmit_burst(queue, packets, &mut self.forwarder);
         } else {
-            self.process_at_once(&mut burst, port, now);
+            let packets = std::mem::take(packets);
+            self.dispatch(packets, &departures, port, now);
         }
     }
 
-    #[inline]
-    fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
-        let mut departures = Departures::new();
-        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut departures);
-        if let Some(&first) = departures.first()
-            && first != GENERAL
-            && departures.iter().all(|departure| *departure == first)
-            && let ShardPort { queue: Ok(_), transmit, .. } = &mut self.ports[usize::from(first)]
-            && transmit.is_empty()
-        {
-            // All of it leaves by one port: the burst itself is what is to be sent.
-            std::mem::swap(transmit, burst);
-            return;
+    /// Takes one burst from a port and forwards it in pieces of the configured size.
+    fn receive_pieces(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let mut burst = Burst::new();
+        if let Ok(queue) = &mut self.ports[port].queue {
+            queue.receive(&mut burst);
         }
-        for (packet, departure) in burst.drain(..).zip(&departures) {
+        let work = burst.len();
+        self.forwarder.counters.received += work as u64;
+        while !burst.is_empty() {
+            let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
+            let departures = self.forwarder.forward(&mut piece, id, &self.farm, millis(now));
+            self.dispatch(piece, &departures, id, now);
+        }
+        work
+    }
+
+    /// Sends each packet where the quick lane says, or takes it the general way.
+    fn dispatch(&mut self, packets: Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
+        for (packet, departure) in packets.into_iter().zip(departures) {
             if *departure == GENERAL {
                 self.process_one(packet, port, now);
             } else {
@@ -558,6 +608,9 @@ impl<Q: Queue> Shard<Q> {
 
     /// Hands the forwarder's notices to the classifiers, each flow's in order. One that finds its ring full waits.
     fn tell_notices(&mut self) {
+        if !self.forwarder.has_notices() {
+            return;
+        }
         let links = &mut self.classifiers;
         let hash = self.forwarder.hash().clone();
         let (mut told, mut deferred) = (0, 0);
@@ -680,6 +733,10 @@ impl SweepPace {
     }
 }
 
+/// Bursts taken from a port in one turn at the most: each but the last two is fetched while others are worked on.
+const BURSTS_AT_ONCE: usize = 8;
+/// Passes of the quick lane.
+const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.
 const ERRORS_PER_SECOND: u32 = 1000;
 /// DF, in the first byte of an IPv4 header's fragment field.
