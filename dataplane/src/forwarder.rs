@@ -410,5 +410,5 @@ enum Approach {
 
 /// How many packets ahead of parsing their first lines are asked for.
 const LOOKAHEAD: usize = 4;
-/// The most notices of one installation: a connection's two directions may each evict a single route, and find no room even so.
-const EVICTIONS: usize = 3;
+/// The most notices of one installation: routes that go for either direction, for the number of routes or in full lines, and its own.
+const EVICTIONS: usize = 11;

@@ -12,7 +12,7 @@ use crate::plumbing::{Event, Notice};
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, Route, State};
 
-/// Where a route is; until the next one is removed.
+/// Where a route is; until one is added or removed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum At {
     V4(usize),
@@ -129,28 +129,55 @@ impl Forwarder {
             route.action
         };
         let back = self.other_direction(key, action, farm);
-        if !self.make_room(key, back.as_ref(), farm, now) || !self.insert(key, Route { action, ..route }, now) {
-            // Elsewhere forwarding does not depend on remembering: a full table sends the packet all the same.
-            return if full_nat { Err(self.refuse(key, DropReason::TableFull)) } else { Ok(action) };
+        if !self.make_room(key, back.as_ref(), farm, now)
+            || !self.insert_pair(key, back.as_ref(), Route { action, ..route }, farm, now)
+        {
+            if full_nat {
+                return Err(self.refuse(key, DropReason::TableFull));
+            }
+            // Elsewhere forwarding does not depend on remembering: the packet goes all the same.
+            self.notify(Notice { key: *key, event: Event::Evicted });
+            return Ok(action);
         }
         self.counters.routes_installed += 1;
-        if let Some(back) = back
-            && let Some(action) = self.return_action(key, action, farm)
-        {
-            let state = if route.state == State::Datagram { State::Datagram } else { State::Established };
-            let route = Route { action, state };
-            match self.find(&back) {
-                Some(at) => {
-                    let entry = self.entry_mut(at);
-                    entry.set_route(route);
-                    entry.touch(now);
-                }
-                None => {
-                    self.insert(&back, route, now);
-                }
-            }
-        }
         Ok(action)
+    }
+
+    /// Adds both directions of a connection, at the cost of others where their lines are full; false if there was no place for one
+    /// of them, and then there is none.
+    fn insert_pair(&mut self, key: &Key, back: Option<&Key>, route: Route, farm: &Farm, now: u32) -> bool {
+        if !self.insert_somehow(key, route, farm, now) {
+            return false;
+        }
+        let Some(back) = back else {
+            return true;
+        };
+        let Some(action) = self.return_action(key, route.action, farm) else {
+            self.remove(key);
+            return false;
+        };
+        let state = if route.state == State::Datagram { State::Datagram } else { State::Established };
+        let there = Route { action, state };
+        if let Some(at) = self.find(back) {
+            let entry = self.entry_mut(at);
+            entry.set_route(there);
+            entry.touch(now);
+            return true;
+        }
+        // For the way back's place the way there may have had to go.
+        if self.insert_somehow(back, there, farm, now) && self.find(key).is_some() {
+            return true;
+        }
+        self.remove(key);
+        self.remove(back);
+        if let Action::Send { mode: Mode::FullNatReturn, value, .. } = action {
+            self.forget_translation(value);
+        }
+        false
+    }
+
+    fn insert_somehow(&mut self, key: &Key, route: Route, farm: &Farm, now: u32) -> bool {
+        (0..=INSERTION_ROUNDS).any(|round| (round == 0 || self.evict(key, farm, now)) && self.insert(key, route, now))
     }
 
     /// What is done with the packets of the way back.
@@ -171,10 +198,14 @@ impl Forwarder {
     /// The classifier is to forget what could not be installed.
     #[cold]
     fn refuse(&mut self, key: &Key, reason: DropReason) -> DropReason {
-        if self.notices.try_push(Notice { key: *key, event: Event::Expired }).is_err() {
+        self.notify(Notice { key: *key, event: Event::Expired });
+        reason
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        if self.notices.try_push(notice).is_err() {
             self.counters.notices_deferred += 1; // never: who installs has asked for room
         }
-        reason
     }
 
     /// Evicts until there is room for both directions; false if that is not possible.
@@ -195,7 +226,8 @@ impl Forwarder {
     /// Among a sample of the table that `key` belongs to, the route that is worth least goes, with its other direction. False if
     /// none could.
     fn evict(&mut self, key: &Key, farm: &Farm, now: u32) -> bool {
-        if self.notices.is_full() {
+        // The last place is for the route that has to do without.
+        if self.notices.remaining_capacity() < 2 {
             return false;
         }
         for _ in 0..EVICTION_ROUNDS {
@@ -335,4 +367,5 @@ pub fn is_return(action: Action) -> bool {
 
 const EVICTION_SAMPLE: usize = 32;
 const EVICTION_ROUNDS: usize = 8;
+const INSERTION_ROUNDS: usize = 4;
 const EXPIRED_AT_ONCE: usize = 16;

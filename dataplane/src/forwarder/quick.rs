@@ -135,13 +135,7 @@ impl Forwarder {
 
     /// Third pass: rewrites what has a settled route and says where it leaves; the rest is untouched.
     #[inline]
-    pub fn leave<P: Packet>(
-        &mut self,
-        packets: &mut Burst<P>,
-        lane: &QuickLane,
-        farm: &Farm,
-        now: u32,
-    ) -> Departures {
+    pub fn leave<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &QuickLane, farm: &Farm, now: u32) -> Departures {
         let mut departures = [GENERAL; BURST];
         if lane.moves != self.moves() {
             return departures; // rare enough for the general way
