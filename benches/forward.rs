@@ -341,7 +341,7 @@ fn farm(mode: Mode) -> Farm {
         services: vec![service(1, 0), service(2, 1)],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
         pools: vec![],
-        ports: vec![Port { mac: MAC, mtu: 1500 }],
+        ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts: IdleTimeouts::default(),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
         neighbours: (0..ENDPOINTS)

@@ -35,6 +35,8 @@ pub struct Farm {
     pub timeouts: IdleTimeouts,
     addresses: Addresses,
     nat: bool,
+    /// By port and VLAN identifier: the port that the VLAN is.
+    vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
     quick_hops: Vec<QuickHop>,
     smallest_mtu: u16,
@@ -123,6 +125,8 @@ pub struct Port {
     pub mac: [u8; 6],
     /// Largest IP packet, in bytes.
     pub mtu: u16,
+    /// For a VLAN: the port that it is on, and its identifier.
+    pub vlan: Option<(PortId, u16)>,
 }
 
 /// A resolved next hop: by which port, and the first twelve bytes of the frame.
@@ -255,6 +259,7 @@ impl Farm {
             timeouts,
             addresses,
             nat,
+            vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
             fib4: None,
@@ -299,6 +304,19 @@ impl Farm {
             })
             .collect();
         farm
+    }
+
+    /// Whether any port is a VLAN of this one.
+    #[inline]
+    #[must_use]
+    pub fn is_trunk(&self, port: PortId) -> bool {
+        self.vlans.iter().any(|(on, ..)| *on == port)
+    }
+
+    /// The port that a VLAN on a port is, if it is one.
+    #[must_use]
+    pub fn vlan_port(&self, port: PortId, vlan: u16) -> Option<PortId> {
+        self.vlans.iter().find(|(on, id, _)| (*on, *id) == (port, vlan)).map(|(.., port)| *port)
     }
 
     /// The VIP that an IPv4 packet is for.
@@ -441,6 +459,12 @@ impl Farm {
             FIRST_POOL.. => self.ways_to(address).contains(&Way::OnLink(port)),
             _ => false,
         }
+    }
+
+    /// Whether the link-layer address of a neighbour on a port's link is known.
+    #[must_use]
+    pub fn resolves(&self, port: PortId, neighbour: IpAddr) -> bool {
+        self.neighbours.contains_key(&(port, neighbour))
     }
 
     /// The next hop to `address` by longest prefix; `flow` chooses among several ways.
@@ -612,7 +636,7 @@ pub(crate) mod tests {
             services: vec![service(1, protocol::TCP, 80), service(2, protocol::UDP, 53)],
             endpoints: (0..2).flat_map(|service| (1..=3).map(move |n| endpoint(service, n))).collect(),
             pools: vec![],
-            ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, vlan: None }],
             timeouts: IdleTimeouts::default(),
             prefixes: vec![on_link([10, 1, 0, 0], 24), on_link([10, 0, 0, 0], 24)],
             neighbours: vec![

@@ -123,6 +123,16 @@ impl Key {
         }
     }
 
+    /// Source, then destination port, as in the packet.
+    #[inline]
+    #[must_use]
+    pub fn ports(&self) -> [u8; 4] {
+        match self {
+            Key::V4(key) => key.ports,
+            Key::V6(key) => key.ports,
+        }
+    }
+
     /// The same flow seen from the other end.
     #[must_use]
     pub fn reversed(&self) -> Self {

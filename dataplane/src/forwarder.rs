@@ -11,6 +11,7 @@ mod pairs;
 mod quick;
 
 pub use pairs::is_return;
+use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
 use weir_cpu::MapError;
@@ -45,8 +46,12 @@ pub enum Fate {
     Twin,
     /// ARP, neighbour discovery or ICMP to a VIP: the dataplane may answer.
     Respond,
+    /// A fragment: to the shard that has its datagram, and there to the fragment table.
+    Fragment,
     /// Too big for its way, which takes so many bytes: dropped, and its sender is told.
     TooBig(u16),
+    /// The link-layer address of the next hop, on this port's link, is not known: it waits until the kernel has found it.
+    Unresolved(PortId, IpAddr),
     /// An ICMP error about a flow without a route: to the classifier, which knows whose it is.
     DivertError {
         /// The flow, client to VIP.
@@ -63,6 +68,7 @@ impl From<Stop> for Fate {
         match stop {
             Stop::Drop(reason) => Fate::Drop(reason),
             Stop::TooBig(mtu) => Fate::TooBig(mtu),
+            Stop::Unresolved(port, neighbour) => Fate::Unresolved(port, neighbour),
         }
     }
 }
@@ -241,9 +247,7 @@ impl Forwarder {
             Class::Icmp if !parsed.unicast || farm.is_for_us(&parsed.key) => Fate::Respond,
             // ND to a unicast address, and unreachability probes for a VIP
             Class::Icmp if parsed.key.protocol() == protocol::ICMPV6 && parsed.ttl == 255 => Fate::Respond,
-            Class::Fragment if farm.is_for_us(&parsed.key) || farm.is_from_endpoint(&parsed.key) => {
-                Fate::Drop(DropReason::Fragment)
-            }
+            Class::Fragment if farm.is_for_us(&parsed.key) || farm.is_from_endpoint(&parsed.key) => Fate::Fragment,
             Class::OtherIp if farm.is_for_us(&parsed.key) => Fate::Drop(DropReason::Protocol),
             _ => Fate::Twin,
         }
@@ -289,7 +293,7 @@ impl Forwarder {
                 let event = if parsed.closes() && matches!(state, State::Opening | State::Established) {
                     entry.set_state(State::Closing);
                     Some(Event::Closing)
-                } else if state == State::Opening && !parsed.opens() {
+                } else if state == State::Opening && !parsed.opens() && !parsed.is_later() {
                     entry.set_state(State::Established);
                     Some(Event::Confirmed)
                 } else {
@@ -408,7 +412,6 @@ enum Approach {
     Done(Fate),
 }
 
-/// How many packets ahead of parsing their first lines are asked for.
-const LOOKAHEAD: usize = 4;
-/// The most notices of one installation: routes that go for either direction, for the number of routes or in full lines, and its own.
-const EVICTIONS: usize = 11;
+/// The most notices of one installation: each direction may evict for the number of routes and in its full lines, and find no
+/// place even so.
+const EVICTIONS: usize = 5;

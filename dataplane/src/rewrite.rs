@@ -7,7 +7,7 @@ use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
 use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
-use crate::flow::{Key, protocol};
+use crate::flow::{Key, destination_port, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
@@ -21,6 +21,8 @@ pub enum Stop {
     Drop(DropReason),
     /// It is longer than this many bytes, which is what fits.
     TooBig(u16),
+    /// The link-layer address of this neighbour, on this port's link, is not known yet.
+    Unresolved(PortId, IpAddr),
 }
 
 /// Rewrites a packet as its route says and returns the port it leaves by.
@@ -44,7 +46,7 @@ pub fn deliver<P: Packet>(
     match mode {
         Mode::Dsr => deliver_dsr(packet, headers, endpoint, farm),
         Mode::Nat => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let frame = leave(packet, headers, hop, farm)?;
             decrement_ttl(frame, headers);
             translate(frame, headers, Side::Destination, endpoint.address, endpoint.port);
@@ -60,7 +62,7 @@ pub fn deliver<P: Packet>(
             Ok(hop.port)
         }
         Mode::Ipip | Mode::Gue => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
             tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
             let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
@@ -86,7 +88,7 @@ pub fn deliver_dsr<P: Packet>(
     endpoint: &Endpoint,
     farm: &Farm,
 ) -> Result<PortId, Stop> {
-    let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+    let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
     pass_on(packet, headers, hop, farm)
 }
 
@@ -125,8 +127,14 @@ pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
 
 /// Why there is no way to an endpoint.
 #[cold]
-pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
-    if endpoint.directive == Directive::Inactive { DropReason::Inactive } else { DropReason::Unresolved }
+pub(crate) fn no_hop(endpoint: &Endpoint, farm: &Farm) -> Stop {
+    if endpoint.directive == Directive::Inactive {
+        return Stop::Drop(DropReason::Inactive);
+    }
+    match farm.hop_to(endpoint.address, endpoint.stable()) {
+        Err(NoHop::Unresolved(port, neighbour)) => Stop::Unresolved(port, neighbour),
+        Ok(_) | Err(NoHop::NoRoute) => Stop::Drop(DropReason::NoRoute),
+    }
 }
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
@@ -175,10 +183,9 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
     } else {
         [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
     };
-    let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
-    farm.hop_to(client, flow_of_port(port)).map_err(|reason| match reason {
+    farm.hop_to(client, flow_of_port(destination_port(headers.ports(frame)))).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
-        NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
+        NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
     })
 }
 
@@ -189,7 +196,7 @@ pub(crate) fn flow_of_port(port: u16) -> u64 {
 
 /// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.
 fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
-    let ports = frame.get(headers.l4..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
+    let ports = headers.ports(frame);
     let source_at = headers.l3 + if headers.v6 { 20 } else { 12 };
     let source = frame.get(source_at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
     let words = u64::from(u32::from_ne_bytes(ports)) << 32 | u64::from(u32::from_ne_bytes(source));
@@ -203,10 +210,14 @@ enum Side {
     Destination,
 }
 
-/// Replaces address and port of one end; the checksums follow by difference, RFC 1624.
+/// Replaces address and port of one end; the checksums follow by difference, RFC 1624. A later fragment has only the address.
 #[inline]
 fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
-    let Headers { l3, l4, .. } = headers;
+    let l4 = headers.l4;
+    if headers.later.is_some() {
+        translate_address(frame, headers, side, address, 0);
+        return;
+    }
     let port_at = match side {
         Side::Source => l4,
         Side::Destination => l4 + 2,
@@ -215,7 +226,25 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
     let new_port = port.unwrap_or(old_port);
     let check_at = l4 + if headers.protocol == protocol::UDP { 6 } else { 16 };
     let old_check = u16::from_be_bytes([frame[check_at], frame[check_at + 1]]);
-    let mut check = checksum::update_u16(old_check, old_port, new_port);
+    let mut check =
+        translate_address(frame, headers, side, address, checksum::update_u16(old_check, old_port, new_port));
+    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
+    if headers.protocol == protocol::UDP {
+        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
+        if old_check == 0 {
+            return;
+        }
+        if check == 0 {
+            check = 0xffff;
+        }
+    }
+    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+}
+
+/// Replaces the address of one end, in the IPv4 header's checksum as well; returns the upper protocol's `check` with the difference.
+#[inline]
+fn translate_address(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, mut check: u16) -> u16 {
+    let l3 = headers.l3;
     match address {
         IpAddr::V4(address) => {
             let at = l3 + if side == Side::Source { 12 } else { 16 };
@@ -234,15 +263,5 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
             frame[at..at + 16].copy_from_slice(&address.octets());
         }
     }
-    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
-    if headers.protocol == protocol::UDP {
-        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
-        if old_check == 0 {
-            return;
-        }
-        if check == 0 {
-            check = 0xffff;
-        }
-    }
-    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+    check
 }

@@ -4,47 +4,32 @@
 //! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod fragments;
+mod published;
+mod rings;
+mod split;
+mod unresolved;
+mod vlan;
 
-use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+
 use weir_identity::Moment;
 
+pub use self::published::Published;
+pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+use self::unresolved::Unresolved;
 use crate::classifier::millis;
-use crate::counters::{DropReason, Drops, ShardCounters};
+use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
+use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
-use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
+use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
-
-/// A packet on its way between shard and classifier, with what its parsing found.
-#[derive(Debug)]
-pub struct Held<P> {
-    /// The packet.
-    pub packet: P,
-    /// Its headers.
-    pub parsed: Parsed,
-    /// The port that it came in by.
-    pub port: PortId,
-    /// The shard that owns its flow.
-    pub shard: usize,
-}
-
-/// What one shard hands to another.
-#[derive(Debug)]
-pub enum Handover<P> {
-    /// A packet of a flow that the other one owns.
-    Process(P, Parsed, PortId),
-    /// A finished packet, for a port that this shard has no queue of.
-    Send(P, PortId),
-    /// A packet for the kernel twin of a port.
-    Twin(P, PortId),
-}
 
 /// Where packets for a port's kernel go.
 pub enum Twin<Q> {
@@ -59,6 +44,8 @@ pub enum Twin<Q> {
 /// One port as a shard sees it.
 pub struct ShardPort<Q: Queue> {
     queue: Result<Q, usize>,
+    /// Of a VLAN: the port that it is on, and its identifier.
+    vlan: Option<(PortId, u16)>,
     twin: Twin<Q>,
     transmit: Burst<Q::Packet>,
 }
@@ -66,116 +53,13 @@ pub struct ShardPort<Q: Queue> {
 impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
-        Self { queue, twin, transmit: Burst::new() }
-    }
-}
-
-/// A shard's end of its rings to one classifier.
-#[derive(Debug)]
-pub struct ClassifierLink<P> {
-    questions: Producer<Question<Held<P>>>,
-    notices: Producer<Notice>,
-    replies: Consumer<Reply<Held<P>>>,
-    plumbs: Consumer<Plumb>,
-}
-
-/// A classifier's end of its rings to one shard.
-#[derive(Debug)]
-pub struct ShardLink<P> {
-    /// Packets without a route.
-    pub questions: Consumer<Question<Held<P>>>,
-    /// What happened to routes.
-    pub notices: Consumer<Notice>,
-    /// The packets with their answers.
-    pub replies: Producer<Reply<Held<P>>>,
-    /// Orders about routes without a packet.
-    pub plumbs: Producer<Plumb>,
-}
-
-/// The rings between a shard and a classifier; `packets` and `notices` say how many wait at the most.
-#[must_use]
-pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<P>) {
-    let (questions, questions_out) = RingBuffer::new(packets);
-    let (notices, notices_out) = RingBuffer::new(notices);
-    let (replies_in, replies) = RingBuffer::new(packets);
-    let (plumbs_in, plumbs) = RingBuffer::new(packets);
-    (
-        ClassifierLink { questions, notices, replies, plumbs },
-        ShardLink { questions: questions_out, notices: notices_out, replies: replies_in, plumbs: plumbs_in },
-    )
-}
-
-/// A shard's end of the rings to the other shards, by their number; its own place is empty.
-#[derive(Debug)]
-pub struct Neighbourhood<P> {
-    to: Vec<Option<Producer<Handover<P>>>>,
-    from: Vec<Consumer<Handover<P>>>,
-}
-
-/// The rings among `shards` shards, each `packets` long.
-#[must_use]
-pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
-    let mut all: Vec<Neighbourhood<P>> =
-        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
-    for from in 0..shards {
-        for to in 0..shards {
-            if from == to {
-                all[from].to.push(None);
-                continue;
-            }
-            let (producer, consumer) = RingBuffer::new(packets);
-            all[from].to.push(Some(producer));
-            all[to].from.push(consumer);
-        }
-    }
-    all
-}
-
-/// A shard's counters where other threads can read them; the shard writes, everybody reads.
-#[derive(Debug)]
-pub struct Published {
-    counters: Vec<AtomicU64>,
-    drops: Vec<AtomicU64>,
-    routes: [AtomicU64; 2],
-}
-
-impl Default for Published {
-    fn default() -> Self {
-        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
-        Self {
-            counters: zeros(ShardCounters::NAMES.len()),
-            drops: zeros(DropReason::ALL.len()),
-            routes: Default::default(),
-        }
-    }
-}
-
-impl Published {
-    /// Counters with their names.
-    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        ShardCounters::NAMES.iter().copied().zip(self.counters.iter().map(|value| value.load(Ordering::Relaxed)))
+        Self { queue, vlan: None, twin, transmit: Burst::new() }
     }
 
-    /// Drops with their reasons.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.iter().copied().zip(self.drops.iter().map(|value| value.load(Ordering::Relaxed)))
-    }
-
-    /// IPv4 and IPv6 routes in the table.
+    /// A VLAN with this identifier on another port.
     #[must_use]
-    pub fn routes(&self) -> (u64, u64) {
-        (self.routes[0].load(Ordering::Relaxed), self.routes[1].load(Ordering::Relaxed))
-    }
-
-    fn store(&self, forwarder: &Forwarder, drops: &Drops) {
-        for (to, from) in self.counters.iter().zip(forwarder.counters.values()) {
-            to.store(from, Ordering::Relaxed);
-        }
-        for (to, from) in self.drops.iter().zip(drops.values()) {
-            to.store(*from, Ordering::Relaxed);
-        }
-        self.routes[0].store(forwarder.routes4().len() as u64, Ordering::Relaxed);
-        self.routes[1].store(forwarder.routes6().len() as u64, Ordering::Relaxed);
+    pub fn vlan(parent: PortId, id: u16) -> Self {
+        Self { queue: Err(usize::MAX), vlan: Some((parent, id)), twin: Twin::Itself, transmit: Burst::new() }
     }
 }
 
@@ -205,6 +89,8 @@ pub struct Shard<Q: Queue> {
     stages: [Stage<Q::Packet>; STAGES],
     last_published: Moment,
     pace: SweepPace,
+    fragments: FragmentTable<Held<Q::Packet>>,
+    unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
 }
@@ -221,6 +107,7 @@ impl<Q: Queue> Shard<Q> {
         classifiers: Vec<ClassifierLink<Q::Packet>>,
         burst: usize,
     ) -> Self {
+        let fragments = fragments::table(&forwarder, Limits::default());
         Self {
             number,
             farm,
@@ -233,8 +120,17 @@ impl<Q: Queue> Shard<Q> {
             stages: Default::default(),
             last_published: Moment(0),
             pace: SweepPace::default(),
+            fragments,
+            unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
         }
+    }
+
+    /// The same with other limits for the datagrams whose fragments it follows.
+    #[must_use]
+    pub fn with_fragments(mut self, limits: Limits) -> Self {
+        self.fragments = fragments::table(&self.forwarder, limits);
+        self
     }
 
     /// Its number.
@@ -270,13 +166,14 @@ impl<Q: Queue> Shard<Q> {
     pub fn set_farm(&mut self, farm: &Arc<Farm>) {
         if !Arc::ptr_eq(&self.farm, farm) {
             self.farm = Arc::clone(farm);
+            self.unresolved.look_again();
         }
     }
 
     /// One round: what has arrived at queues and rings, the sending of what came of it, and a bounded piece of housekeeping.
     /// Returns how many packets and messages it dealt with.
     pub fn turn(&mut self, now: Moment) -> usize {
-        let mut work = 0;
+        let mut work = self.go_on_resolved(now);
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
         }
@@ -313,17 +210,11 @@ impl<Q: Queue> Shard<Q> {
         let (mut work, mut bursts, mut more) = (0, 0, true);
         let mut step = 0;
         while more || step < bursts + 2 {
-            if more && let Ok(queue) = &mut self.ports[port].queue {
-                let Stage { packets, lane } = &mut self.stages[step % STAGES];
-                queue.receive(packets);
-                if !packets.is_empty() {
-                    work += packets.len();
-                    bursts += 1;
-                    self.forwarder.enter(packets, id, &self.farm, lane);
-                }
-                more = packets.is_full() && bursts < BURSTS_AT_ONCE;
-            } else {
-                more = false;
+            if more {
+                let arrived = self.take_in(step % STAGES, port, now);
+                work += arrived;
+                bursts += usize::from(arrived > 0);
+                more = arrived == BURST && bursts < BURSTS_AT_ONCE;
             }
             if (1..=bursts).contains(&step) {
                 let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
@@ -336,6 +227,26 @@ impl<Q: Queue> Shard<Q> {
         }
         self.forwarder.counters.received += work as u64;
         work
+    }
+
+    /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
+    #[inline]
+    fn take_in(&mut self, stage: usize, port: usize, now: Moment) -> usize {
+        let Ok(queue) = &mut self.ports[port].queue else {
+            return 0;
+        };
+        let packets = &mut self.stages[stage].packets;
+        queue.receive(packets);
+        let arrived = packets.len();
+        let id = port_id(port);
+        if self.farm.is_trunk(id) {
+            let mut all = std::mem::take(packets);
+            self.take_tagged(&mut all, id, now);
+            self.stages[stage].packets = all;
+        }
+        let Stage { packets, lane } = &mut self.stages[stage];
+        self.forwarder.enter(packets, id, &self.farm, lane);
+        arrived
     }
 
     /// The last pass over a burst of the quick lane, and the general way for what is left.
@@ -366,12 +277,20 @@ impl<Q: Queue> Shard<Q> {
         }
         let work = burst.len();
         self.forwarder.counters.received += work as u64;
+        if self.farm.is_trunk(id) {
+            self.take_tagged(&mut burst, id, now);
+        }
+        self.process(burst, id, now);
+        work
+    }
+
+    /// Forwards a burst that came in by `port`, in pieces of the configured size.
+    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
         while !burst.is_empty() {
             let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-            let departures = self.forwarder.forward(&mut piece, id, &self.farm, millis(now));
-            self.dispatch(piece, &departures, id, now);
+            let departures = self.forwarder.forward(&mut piece, port, &self.farm, millis(now));
+            self.dispatch(piece, &departures, port, now);
         }
-        work
     }
 
     /// Sends each packet where the quick lane says, or takes it the general way.
@@ -413,6 +332,7 @@ impl<Q: Queue> Shard<Q> {
                         self.tell_notices();
                         self.settle(packet, parsed, port, fate, now);
                     }
+                    Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
@@ -514,6 +434,11 @@ impl<Q: Queue> Shard<Q> {
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
+            Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
+            Fate::Unresolved(to, neighbour) => {
+                self.wait_for_neighbour(Held { packet, parsed, port, shard: self.number }, (to, neighbour), now);
+            }
+            Fate::TooBig(mtu) if split::may_split(packet.data(), &parsed) => self.split(packet, parsed, port, mtu, now),
             Fate::TooBig(mtu) => {
                 self.forwarder.drops.count(DropReason::TooBig);
                 let may_fragment =
@@ -579,6 +504,13 @@ impl<Q: Queue> Shard<Q> {
     }
 
     fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
+        if let Some((parent, id)) = self.ports[usize::from(port)].vlan {
+            // The kernel has its own interface for the VLAN, on top of the port's.
+            if let Some(packet) = vlan::tagged(packet, id, &mut self.forwarder.drops) {
+                self.hand_to_twin(packet, parent);
+            }
+            return;
+        }
         match &mut self.ports[usize::from(port)].twin {
             Twin::Itself => self.forwarder.counters.twin += 1,
             Twin::Port(queue) => {
@@ -649,6 +581,8 @@ impl<Q: Queue> Shard<Q> {
             self.forwarder.counters.notices += told;
             self.forwarder.counters.notices_deferred += deferred;
         }
+        self.expire_fragments(now);
+        self.expire_unresolved(now);
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();
@@ -680,7 +614,14 @@ fn send<Q: Queue>(
         }
         Err(shard) => {
             let shard = *shard;
-            hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port));
+            match ports[usize::from(port)].vlan {
+                None => hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port)),
+                Some((parent, id)) => {
+                    if let Some(packet) = vlan::tagged(packet, id, &mut forwarder.drops) {
+                        send(ports, neighbours, forwarder, packet, parent);
+                    }
+                }
+            }
         }
     }
 }

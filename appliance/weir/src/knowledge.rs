@@ -146,7 +146,12 @@ impl Knowledge {
             services,
             endpoints,
             pools,
-            ports: self.macs.iter().zip(&config.ports).map(|(&mac, port)| Port { mac, mtu: port.mtu }).collect(),
+            ports: self
+                .macs
+                .iter()
+                .zip(&config.ports)
+                .map(|(&mac, port)| Port { mac, mtu: port.mtu, vlan: vlan(port) })
+                .collect(),
             timeouts: timeouts(config),
             prefixes: self.prefixes(),
             neighbours: self.neighbours(),
@@ -341,7 +346,16 @@ pub fn interface(port: &weir_config::Port) -> Option<&str> {
     match (&port.twin, &port.device) {
         (Some(twin), _) => Some(twin),
         (None, Device::AfPacket(interface) | Device::AfXdp(interface)) => Some(interface),
-        (None, Device::Pci(_) | Device::Vdev(_)) => None,
+        (None, Device::Pci(_) | Device::Vdev(_) | Device::Vlan { .. }) => None,
+    }
+}
+
+/// The port and identifier of a port that is a VLAN.
+#[must_use]
+pub fn vlan(port: &weir_config::Port) -> Option<(PortId, u16)> {
+    match port.device {
+        Device::Vlan { parent, id } => Some((port_id(parent), id)),
+        _ => None,
     }
 }
 

@@ -427,6 +427,22 @@ pub enum Mistake {
         /// Where the other endpoint stands.
         first: String,
     },
+    /// A VLAN whose packets do not fit its port.
+    #[error("a VLAN's mtu of {mtu} is more than the {most} of its port `{port}`")]
+    MtuOverParent {
+        /// As given.
+        mtu: u16,
+        /// The port below.
+        port: String,
+        /// Its MTU.
+        most: u16,
+    },
+    /// A VLAN with what only a port has.
+    #[error("a VLAN has its port's `{key}`")]
+    OfParent {
+        /// The key.
+        key: &'static str,
+    },
     /// A host that serves nothing.
     #[error("host `{host}` is in no service")]
     UnusedHost {
@@ -513,6 +529,8 @@ impl Mistake {
             Mistake::ProbeTooOften { .. } => "an interval of at least the timeout".to_owned(),
             Mistake::ProbePort { .. } => "port: PORT that answers probes".to_owned(),
             Mistake::RepliesAlike { .. } => "a port or address of its own for each service, on the host".to_owned(),
+            Mistake::MtuOverParent { most, .. } => format!("at most {most}"),
+            Mistake::OfParent { .. } => "leave it out".to_owned(),
             Mistake::UnusedHost { .. } => "an endpoint of a service, or leave it out".to_owned(),
             Mistake::NoServices => "at least one service".to_owned(),
             Mistake::NotUnicast { .. } => "a unicast address that other machines can reach".to_owned(),

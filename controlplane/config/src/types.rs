@@ -129,7 +129,8 @@ pub struct Port {
     pub addresses: Vec<IpNet>,
     /// MAC address to use instead of the device's own.
     pub mac: Option<[u8; 6]>,
-    /// Kernel interface (TAP) that stands for the port; always given with `AfXdp` and `Pci`, never with `AfPacket`.
+    /// Kernel interface (TAP) that stands for the port; always given with `AfXdp` and `Pci`, never with `AfPacket`. For a VLAN an
+    /// interface that the kernel has on the parent's, always given unless the parent has none.
     pub twin: Option<String>,
 }
 
@@ -144,6 +145,13 @@ pub enum Device {
     Pci(String),
     /// DPDK vdev string (`net_ring0`, `net_tap0,iface=tap0`).
     Vdev(String),
+    /// A VLAN on another port.
+    Vlan {
+        /// Index into [`Config::ports`] of a port that is no VLAN itself, smaller than this one's.
+        parent: usize,
+        /// 1 to 4094.
+        id: u16,
+    },
 }
 
 /// A static neighbour.

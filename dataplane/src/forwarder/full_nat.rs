@@ -62,7 +62,7 @@ impl Forwarder {
     ) -> Result<Way, Stop> {
         if mode == Mode::FullNat {
             let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
-            let hop = endpoint.hop.ok_or_else(|| Stop::Drop(rewrite::no_hop(endpoint)))?;
+            let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
             let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
             return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
         }
@@ -71,7 +71,7 @@ impl Forwarder {
         let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
         let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
             NoHop::NoRoute => gone,
-            NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
+            NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
         })?;
         Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
     }

@@ -50,10 +50,24 @@ impl Forwarder {
         }
     }
 
-    fn insert(&mut self, key: &Key, route: Route, now: u32) -> bool {
+    /// Installs a route: where there is no place left for it, in that of the least one that stands in its way.
+    fn insert(&mut self, key: &Key, route: Route, farm: &Farm, now: u32) -> bool {
+        self.insert_free(key, route, now)
+            || self.least_in_the_way(key, now).is_some_and(|worst| self.evict(&worst, farm))
+                && self.insert_free(key, route, now)
+    }
+
+    fn insert_free(&mut self, key: &Key, route: Route, now: u32) -> bool {
         match key {
             Key::V4(key) => self.routes4.insert(key, route, now).is_ok(),
             Key::V6(key) => self.routes6.insert(key, route, now).is_ok(),
+        }
+    }
+
+    fn least_in_the_way(&self, key: &Key, now: u32) -> Option<Key> {
+        match key {
+            Key::V4(key) => self.routes4.least_in_the_way(key, now).map(Key::V4),
+            Key::V6(key) => self.routes6.least_in_the_way(key, now).map(Key::V6),
         }
     }
 
@@ -129,24 +143,21 @@ impl Forwarder {
             route.action
         };
         let back = self.other_direction(key, action, farm);
-        if !self.make_room(key, back.as_ref(), farm, now)
-            || !self.insert_pair(key, back.as_ref(), Route { action, ..route }, farm, now)
-        {
-            if full_nat {
-                return Err(self.refuse(key, DropReason::TableFull));
-            }
+        let route = Route { action, ..route };
+        if self.make_room(key, back.as_ref(), farm, now) && self.insert_pair(key, back.as_ref(), route, farm, now) {
+            self.counters.routes_installed += 1;
+        } else if full_nat {
+            return Err(self.refuse(key, DropReason::TableFull));
+        } else {
             // Elsewhere forwarding does not depend on remembering: the packet goes all the same.
             self.notify(Notice { key: *key, event: Event::Evicted });
-            return Ok(action);
         }
-        self.counters.routes_installed += 1;
         Ok(action)
     }
 
-    /// Adds both directions of a connection, at the cost of others where their lines are full; false if there was no place for one
-    /// of them, and then there is none.
+    /// Adds both directions of a connection; false if there was no place for one of them, and then there is none.
     fn insert_pair(&mut self, key: &Key, back: Option<&Key>, route: Route, farm: &Farm, now: u32) -> bool {
-        if !self.insert_somehow(key, route, farm, now) {
+        if !self.insert(key, route, farm, now) {
             return false;
         }
         let Some(back) = back else {
@@ -164,8 +175,8 @@ impl Forwarder {
             entry.touch(now);
             return true;
         }
-        // For the way back's place the way there may have had to go.
-        if self.insert_somehow(back, there, farm, now) && self.find(key).is_some() {
+        // What had to go for the way back may have been the way there.
+        if self.insert(back, there, farm, now) && self.find(key).is_some() {
             return true;
         }
         self.remove(key);
@@ -174,10 +185,6 @@ impl Forwarder {
             self.forget_translation(value);
         }
         false
-    }
-
-    fn insert_somehow(&mut self, key: &Key, route: Route, farm: &Farm, now: u32) -> bool {
-        (0..=INSERTION_ROUNDS).any(|round| (round == 0 || self.evict(key, farm, now)) && self.insert(key, route, now))
     }
 
     /// What is done with the packets of the way back.
@@ -214,37 +221,32 @@ impl Forwarder {
         let needs = [(Some(key), 1 + usize::from(together)), (back.filter(|_| !together), 1)];
         needs.into_iter().filter_map(|(key, count)| Some((key?, count))).all(|(key, count)| {
             while self.room_for(key) < count {
-                if !self.evict(key, farm, now) {
+                if !self.least_worth(key, now).is_some_and(|worst| self.evict(&worst, farm)) {
                     return false;
                 }
-                self.counters.routes_evicted += 1;
             }
             true
         })
     }
 
-    /// Among a sample of the table that `key` belongs to, the route that is worth least goes, with its other direction. False if
-    /// none could.
-    fn evict(&mut self, key: &Key, farm: &Farm, now: u32) -> bool {
-        // The last place is for the route that has to do without.
-        if self.notices.remaining_capacity() < 2 {
+    /// Among a sample of the table that `key` belongs to, the route that is worth least.
+    fn least_worth(&mut self, key: &Key, now: u32) -> Option<Key> {
+        (0..EVICTION_ROUNDS).find_map(|_| match key {
+            Key::V4(_) => self.routes4.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V4(key)),
+            Key::V6(_) => self.routes6.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V6(key)),
+        })
+    }
+
+    /// A route goes, with its other direction; its classifier hears of it. False if there is no room to say so.
+    fn evict(&mut self, key: &Key, farm: &Farm) -> bool {
+        let Some(at) = self.find(key).filter(|_| !self.notices.is_full()) else {
             return false;
-        }
-        for _ in 0..EVICTION_ROUNDS {
-            let worst = match key {
-                Key::V4(_) => self.routes4.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V4(key)),
-                Key::V6(_) => self.routes6.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V6(key)),
-            };
-            if let Some(worst) = worst
-                && let Some(at) = self.find(&worst)
-            {
-                let flow = self.client_flow(&worst, self.entry(at).action(), farm);
-                self.remove_pair(&worst, farm, Leave::Nothing);
-                self.notices.extend(flow.map(|key| Notice { key, event: Event::Evicted }));
-                return true;
-            }
-        }
-        false
+        };
+        let flow = self.client_flow(key, self.entry(at).action(), farm);
+        self.remove_pair(key, farm, Leave::Nothing);
+        self.notices.extend(flow.map(|key| Notice { key, event: Event::Evicted }));
+        self.counters.routes_evicted += 1;
+        true
     }
 
     /// Deletes a connection's routes, as a classifier has ordered.
@@ -352,7 +354,7 @@ impl Forwarder {
                 self.forget_translation(value);
                 if let Leave::DeadPort(now) = leave {
                     // What the endpoint still sends to it dies here, and nobody else gets it.
-                    self.insert(&key, Route { action: Action::Drop, state: State::Closing }, now);
+                    self.insert_free(&key, Route { action: Action::Drop, state: State::Closing }, now);
                 }
             }
         }
@@ -367,5 +369,4 @@ pub fn is_return(action: Action) -> bool {
 
 const EVICTION_SAMPLE: usize = 32;
 const EVICTION_ROUNDS: usize = 8;
-const INSERTION_ROUNDS: usize = 4;
 const EXPIRED_AT_ONCE: usize = 16;

@@ -229,7 +229,7 @@ impl Forwarder {
 fn translate4<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
     let start = packet.data().first_chunk::<SHORTEST>()?;
     let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
-    translate(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false }, farm)
+    translate(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false, later: None }, farm)
 }
 
 /// The same for IPv6.
@@ -237,7 +237,7 @@ fn translate4<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<P
 fn translate6<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
     let start = packet.data().first_chunk::<SHORTEST6>()?;
     let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
-    translate(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true }, farm)
+    translate(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true, later: None }, farm)
 }
 
 fn translate<P: Packet>(entry: &Entry, packet: &mut P, headers: Headers, farm: &Farm) -> Option<PortId> {

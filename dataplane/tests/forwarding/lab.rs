@@ -13,6 +13,7 @@ use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Por
 use weir_dataplane::flow::protocol::{TCP, UDP};
 use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, State};
 use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
@@ -111,7 +112,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
         services: Vec::new(),
         endpoints: Vec::new(),
         pools: Vec::new(),
-        ports: MACS.map(|mac| Port { mac, mtu: 1500 }).to_vec(),
+        ports: MACS.map(|mac| Port { mac, mtu: 1500, vlan: None }).to_vec(),
         timeouts: IdleTimeouts(TIMEOUTS),
         prefixes: Vec::new(),
         neighbours: Vec::new(),
@@ -179,6 +180,7 @@ pub(crate) struct Setup {
     pub(crate) divert_ring: usize,
     pub(crate) notice_ring: usize,
     pub(crate) handover_ring: usize,
+    pub(crate) fragments: Limits,
     /// Which shard sends for a shard by a port: itself where it has a queue.
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
@@ -218,6 +220,7 @@ impl Setup {
             divert_ring: 512,
             notice_ring: 512,
             handover_ring: 512,
+            fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
         }
@@ -267,7 +270,8 @@ impl Lab {
                 ShardPort::new(queue, twin)
             });
             let ports = ports.collect();
-            made.push(Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32));
+            let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
+            made.push(shard.with_fragments(setup.fragments));
         }
         let seats = links.into_iter().enumerate().map(|(number, links)| {
             let settings = classifier::Settings {
@@ -423,7 +427,7 @@ impl Lab {
         let drops: u64 = self.shards.iter().map(|shard| shard.forwarder().drops.total()).sum();
         assert_eq!(self.count("received"), arrived);
         assert_eq!(
-            arrived + by_twins,
+            arrived + by_twins + self.count("split"),
             self.count("sent") + self.count("twin") + drops + self.held() as u64,
             "sent {}, twin {}, drops {:?}, held {}",
             self.count("sent"),

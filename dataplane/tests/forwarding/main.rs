@@ -8,6 +8,7 @@
 mod any_bytes;
 mod decisions;
 mod farm_changes;
+mod fragments;
 mod frames;
 mod full_nat;
 mod lab;
@@ -17,3 +18,4 @@ mod nat;
 mod pressure;
 mod sessions;
 mod shards;
+mod unresolved;
