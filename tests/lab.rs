@@ -76,6 +76,16 @@ fn nat_serves_where_the_clients_have_a_smaller_mtu() {
     serves("mtuc", &["--mode", "nat", "--ipv6", "--client-mtu", "1280"]);
 }
 
+#[test]
+fn full_nat_serves_ipv4_clients_by_ipv6_hosts() {
+    serves("across4", &["--mode", "full-nat", "--across"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6_clients_by_ipv4_hosts() {
+    serves("across6", &["--mode", "full-nat", "--across", "--ipv6", "--mtu", "1400"]);
+}
+
 /// A whole run of the lab: no failed request, and new connections spread by capacity.
 fn serves(name: &str, options: &[&str]) {
     let farm = Farm::new(name);
