@@ -52,6 +52,11 @@ fn protocols_without_ports_go_by_address() {
 }
 
 #[test]
+fn full_nat_sends_what_scapy_says() {
+    check_group("full-nat", 60);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

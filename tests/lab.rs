@@ -72,8 +72,13 @@ fn full_nat_serves_ipv4() {
 }
 
 #[test]
-fn full_nat_serves_ipv6() {
-    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
+fn full_nat_serves_ipv4_clients_by_ipv6_hosts() {
+    serves("across4", &["--mode", "full-nat", "--across"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6_clients_by_ipv4_hosts() {
+    serves("across6", &["--mode", "full-nat", "--across", "--ipv6", "--mtu", "1400"]);
 }
 
 /// A whole run of the lab: no failed request, and new connections spread by capacity.

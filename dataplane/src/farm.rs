@@ -41,6 +41,8 @@ pub struct Farm {
     nat: bool,
     /// By service: the association that its flows belong to; empty if there is none at all.
     associations: Vec<Option<Association>>,
+    /// For each service, in half-NAT: its endpoints at which another service's endpoint may be the same socket.
+    rivals: Vec<Vec<(EndpointId, EndpointId)>>,
     /// By port and VLAN identifier: the port that the VLAN is.
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
@@ -266,6 +268,7 @@ impl Farm {
             timeouts,
             addresses,
             nat,
+            rivals: Vec::new(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
@@ -302,6 +305,7 @@ impl Farm {
                 Endpoint { hop, ..endpoint }
             })
             .collect();
+        farm.rivals = rivals(&farm.services, &farm.endpoints);
         farm.quick_hops = farm
             .endpoints
             .iter()
@@ -466,6 +470,13 @@ impl Farm {
         service.is_some_and(|service| self.services[service].no_endpoint == NoEndpoint::Reset)
     }
 
+    /// In half-NAT: endpoints of a service, each with one of another service that is on the same host and may have the same port
+    /// there. The answers to one client port by both of them are alike.
+    #[must_use]
+    pub fn rivals(&self, service: usize) -> &[(EndpointId, EndpointId)] {
+        self.rivals.get(service).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether any service of a VIP has this protocol.
     #[must_use]
     pub fn serves_protocol(&self, vip: u32, protocol: u8) -> bool {
@@ -519,6 +530,29 @@ impl Farm {
         };
         ways.map_or(&[], Vec::as_slice)
     }
+}
+
+/// See [`Farm::rivals`].
+fn rivals(services: &[Service], endpoints: &[Endpoint]) -> Vec<Vec<(EndpointId, EndpointId)>> {
+    let mut rivals = vec![Vec::new(); services.len()];
+    let mut sockets: HashMap<(IpAddr, u8), Vec<(EndpointId, &Endpoint)>> = HashMap::new();
+    for (id, endpoint) in (0..).map(EndpointId).zip(endpoints) {
+        let service = &services[endpoint.service];
+        if service.mode == Mode::Nat {
+            sockets.entry((endpoint.address, service.protocol)).or_default().push((id, endpoint));
+        }
+    }
+    for there in sockets.values() {
+        for (mine, endpoint) in there {
+            let may_meet = |other: &Endpoint| match (endpoint.port, other.port) {
+                (Some(mine), Some(theirs)) => mine == theirs,
+                _ => true,
+            };
+            let others = there.iter().filter(|(_, other)| other.service != endpoint.service && may_meet(other));
+            rivals[endpoint.service].extend(others.map(|(theirs, _)| (*mine, *theirs)));
+        }
+    }
+    rivals
 }
 
 impl Default for IdleTimeouts {

@@ -413,5 +413,6 @@ enum Approach {
     Done(Fate),
 }
 
-/// The most notices of one installation: a connection's two directions may each evict a single route, and find no room even so.
-const EVICTIONS: usize = 4;
+/// The most notices of one installation: each direction may evict for the number of routes and in its full lines, and find no
+/// place even so.
+const EVICTIONS: usize = 5;

@@ -7,7 +7,11 @@
 //! In dsr and in tunnels an error goes on unchanged to the host that owns the flow, for that host has the VIP. The MTU in
 //! "fragmentation needed" or "packet too big" is not lowered by the tunnel's overhead there: the error is about packets from
 //! host to client, and those go past the unit, without a tunnel. In the translating modes no packet changes its length, so
-//! that the MTU is right as well.
+//! that the MTU is right as well; but between the families, where it is changed by the headers' difference.
+
+mod across;
+
+pub use across::to_other_family;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -229,7 +233,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Whether all of them are IPv4 (or IPv6) addresses. Errors are not translated between families: sizes and codes differ.
+    /// Whether all of them are IPv4 (or IPv6) addresses. Between families an error is written anew: [`to_other_family`].
     fn are_v4(&self, v4: bool) -> bool {
         let quoted = [self.quoted_source, self.quoted_destination].map(|end| end.map(|end| end.ip()));
         [self.source, self.destination].iter().chain(&quoted).flatten().all(|address| address.is_ipv4() == v4)

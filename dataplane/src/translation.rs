@@ -227,7 +227,8 @@ fn sum_datagram(datagram: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr) {
 /// Where the TCP or UDP checksum is, for a packet that may change its family.
 #[inline]
 fn whole(parsed: &Parsed) -> Result<usize, DropReason> {
-    if parsed.class == Class::Fragment { Err(DropReason::Fragment) } else { check_at(parsed) }
+    let fragment = parsed.fragment.offset != 0 || parsed.fragment.more;
+    if fragment { Err(DropReason::Fragment) } else { check_at(parsed) }
 }
 
 /// Where the TCP or UDP checksum is.

@@ -45,6 +45,8 @@ class Topology:
     # Of the hosts' segment and, where that is another one, of the client's.
     mtu: int = 1500
     client_mtu: int = 1500
+    # Whether a VIP's endpoints are of the other family.
+    across: bool = False
 
     def __post_init__(self):
         if not 1 <= self.host_count <= 64:
@@ -54,6 +56,8 @@ class Topology:
         for mtu in (self.mtu, self.client_mtu):
             if not 1280 <= mtu <= 1500:
                 raise LabError(f"--mtu {mtu}: between 1280 and 1500")
+        if self.across and self.mode != "full-nat":
+            raise LabError(f"--across: with --mode full-nat, not {self.mode}")
         side = 80 if self.two_sided is False else 81
         self.hosts = [
             Host(

@@ -83,7 +83,7 @@ def write_config(state, topology, port_type, queues):
         vip = topology.vips[name.endswith("6")]
         endpoints = []
         for host in topology.hosts:
-            address = host.ipv6 if name.endswith("6") else host.ipv4
+            address = host.ipv6 if name.endswith("6") != topology.across else host.ipv4
             port = f", port: {topology.host_port}" if topology.host_port != vip_port == 80 else ""
             endpoints.append(
                 f'      - {{ host: {host.name}, address: "{address}"{port}, capacity: {host.capacity} }}'
@@ -97,7 +97,7 @@ def write_config(state, topology, port_type, queues):
                 port=vip_port,
                 probed=topology.host_port,
                 mode=topology.mode,
-                pool=f"\n    pool: {'web6' if name.endswith('6') else 'web'}" if topology.pools else "",
+                pool=f"\n    pool: {'web6' if name.endswith('6') != topology.across else 'web'}" if topology.pools else "",
                 endpoints="\n".join(endpoints),
             )
         )

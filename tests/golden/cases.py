@@ -5,6 +5,7 @@
 {"out": {port: [{"flow", "frame"}]}, "twin": [frame], "drops": {reason: packets}, "routes": [...]}, frames in hex.
 """
 
+import importlib
 import ipaddress
 import json
 import logging
@@ -1210,6 +1211,7 @@ GROUPS = {
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,
+    "full-nat": lambda: importlib.import_module("full_nat").full_nat_cases(),
     "burst": burst_cases,
 }
 

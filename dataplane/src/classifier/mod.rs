@@ -8,6 +8,7 @@ mod association;
 mod inventory;
 mod pending;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -220,8 +221,7 @@ impl<H> Classifier<H> {
         now: Moment,
         reply: &mut impl FnMut(Reply<H>),
     ) {
-        let request =
-            Request { ticket, service: self.farm.services[service].id, client: question.ask.client, avoid: None };
+        let request = self.request(ticket, &question.ask, service, now);
         match self.allotments.take(request, now) {
             Poll::Ready(endpoint) => {
                 let verdict = self.after_allotment(endpoint, &question.ask, service, now);
@@ -229,6 +229,30 @@ impl<H> Classifier<H> {
             }
             Poll::Pending => self.wait(ticket, question, service, now, reply),
         }
+    }
+
+    fn request(&self, ticket: Ticket, ask: &Ask, service: usize, now: Moment) -> Request {
+        let avoid = self.ambiguous(ask, service, now);
+        Request { ticket, service: self.farm.services[service].id, client: ask.client, avoid }
+    }
+
+    /// The endpoint at which half-NAT could not tell the answers to this connection from those to another one, of the same client
+    /// port towards another service.
+    fn ambiguous(&self, ask: &Ask, service: usize, now: Moment) -> Option<EndpointId> {
+        let asked = ask.key.destination().port();
+        self.farm.rivals(service).iter().find_map(|&(mine, theirs)| {
+            let there = self.farm.endpoint(mine)?.port.unwrap_or(asked);
+            let rival = self.farm.endpoint(theirs)?;
+            let other = &self.farm.services[rival.service];
+            let port = match rival.port {
+                Some(port) => *other.ports.first().filter(|_| port == there)?.start(), // it has a single one
+                None => there,
+            };
+            let vip = SocketAddr::new(self.farm.vips.get(other.vip as usize)?.address, port);
+            let key = Key::new(ask.key.source(), vip, ask.key.protocol())?;
+            let route = self.inventory.find(&key, millis(now), &self.farm.timeouts)?;
+            matches!(route.action, Action::Send { endpoint, .. } if endpoint == theirs).then_some(mine)
+        })
     }
 
     fn after_allotment(&mut self, endpoint: Option<EndpointId>, ask: &Ask, service: usize, now: Moment) -> Verdict {
@@ -290,7 +314,7 @@ impl<H> Classifier<H> {
             return self.release(waiting, reply, |classifier, ask, service| classifier.guess(ask, service, now));
         }
         let ticket = self.ticket();
-        let request = Request { ticket, service: self.farm.services[service].id, client: ask.client, avoid: None };
+        let request = self.request(ticket, &ask, service, now);
         match self.allotments.take(request, now) {
             Poll::Ready(endpoint) => self.release(waiting, reply, |classifier, ask, service| {
                 classifier.after_allotment(endpoint, ask, service, now)

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use crate::counters::DropReason;
-use crate::farm::Farm;
+use crate::farm::{Farm, PortId};
+use crate::forwarder::full_nat::Way;
 use crate::forwarder::{Fate, Forwarder};
 use crate::icmp_error::{self, Quoted};
 use crate::packet::Packet;
@@ -15,12 +16,14 @@ impl Forwarder {
     /// Forwards an ICMP error about a flow; `None` if it is none, or about a flow that is not ours.
     pub fn forward_error<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Option<Fate> {
         let to_vip = farm.vip_of(&parsed.key).is_some();
+        let pool = farm.pool_of(&parsed.key);
         if !to_vip && !farm.translates() {
             return None;
         }
         let quoted = icmp_error::quoted(packet.data(), parsed).ok()?;
         let client = quoted.owner_hash(&self.hash, to_vip);
-        let owner = self.owner(client);
+        let port = quoted.key.source().port();
+        let owner = pool.map_or_else(|| self.owner(client), |pool| pool.shard_of(port));
         if owner != self.shard {
             return Some(Fate::HandOver(owner));
         }
@@ -28,7 +31,13 @@ impl Forwarder {
         match self.live(&key, farm, now) {
             Some(Action::Send { endpoint, mode, value }) => {
                 let route = ErrorRoute { endpoint, mode, value, quoted: &quoted, farm };
-                Some(route.send(packet, parsed).map_or_else(Fate::from, |port| {
+                let sent = match mode {
+                    Mode::FullNat | Mode::FullNatReturn => {
+                        self.way(&key, endpoint, mode, value, farm).and_then(|way| route.send_by(packet, parsed, way))
+                    }
+                    _ => route.send(packet, parsed),
+                };
+                Some(sent.map_or_else(Fate::from, |port| {
                     self.counters.hits += 1;
                     Fate::Send(port)
                 }))
@@ -52,7 +61,27 @@ struct ErrorRoute<'a> {
 }
 
 impl ErrorRoute<'_> {
-    fn send<P: Packet>(&self, packet: &mut P, parsed: &Parsed) -> Result<crate::farm::PortId, Stop> {
+    /// Full-nat, either way: the error's receiver knows its flow as `way`'s destination → source.
+    fn send_by<P: Packet>(&self, packet: &mut P, parsed: &Parsed, way: Way) -> Result<PortId, Stop> {
+        let &Self { mode, quoted, farm, .. } = self;
+        let Way { source, destination, hop } = way;
+        let headers = parsed.headers();
+        if headers.ttl <= 1 {
+            return Err(Stop::Drop(DropReason::Ttl));
+        }
+        if source.is_ipv4() != parsed.key.source().is_ipv4() {
+            rewrite::decrement_ttl(packet.data_mut(), headers);
+            icmp_error::to_other_family(packet, parsed, quoted, source, destination).map_err(Stop::Drop)?;
+            packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+            return Ok(hop.port);
+        }
+        let translate =
+            if mode == Mode::FullNat { icmp_error::to_endpoint_full_nat } else { icmp_error::to_client_full_nat };
+        translate(packet.data_mut(), parsed, quoted, destination, source).map_err(Stop::Drop)?;
+        rewrite::pass_on(packet, headers, &hop, farm)
+    }
+
+    fn send<P: Packet>(&self, packet: &mut P, parsed: &Parsed) -> Result<PortId, Stop> {
         let &Self { endpoint: id, mode, value, quoted, farm } = self;
         let headers = parsed.headers();
         if headers.ttl <= 1 {
@@ -77,6 +106,7 @@ impl ErrorRoute<'_> {
                 icmp_error::to_client_nat(packet.data_mut(), parsed, quoted, vip).map_err(Stop::Drop)?;
                 rewrite::pass_on(packet, headers, &hop, farm)
             }
+            // Full-nat has its own way.
             Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::Icmp)),
         }
     }

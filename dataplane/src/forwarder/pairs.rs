@@ -12,7 +12,7 @@ use crate::plumbing::{Event, Notice};
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, Route, State};
 
-/// Where a route is; until the next one is removed.
+/// Where a route is; until one is added or removed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum At {
     V4(usize),
@@ -143,28 +143,48 @@ impl Forwarder {
             route.action
         };
         let back = self.other_direction(key, action, farm);
-        if !self.make_room(key, back.as_ref(), farm, now) || !self.insert(key, Route { action, ..route }, farm, now) {
-            // Elsewhere forwarding does not depend on remembering: a full table sends the packet all the same.
-            return if full_nat { Err(self.refuse(key, DropReason::TableFull)) } else { Ok(action) };
-        }
-        self.counters.routes_installed += 1;
-        if let Some(back) = back
-            && let Some(action) = self.return_action(key, action, farm)
-        {
-            let state = if route.state == State::Datagram { State::Datagram } else { State::Established };
-            let route = Route { action, state };
-            match self.find(&back) {
-                Some(at) => {
-                    let entry = self.entry_mut(at);
-                    entry.set_route(route);
-                    entry.touch(now);
-                }
-                None => {
-                    self.insert(&back, route, farm, now);
-                }
-            }
+        let route = Route { action, ..route };
+        if self.make_room(key, back.as_ref(), farm, now) && self.insert_pair(key, back.as_ref(), route, farm, now) {
+            self.counters.routes_installed += 1;
+        } else if full_nat {
+            return Err(self.refuse(key, DropReason::TableFull));
+        } else {
+            // Elsewhere forwarding does not depend on remembering: the packet goes all the same.
+            self.notify(Notice { key: *key, event: Event::Evicted });
         }
         Ok(action)
+    }
+
+    /// Adds both directions of a connection; false if there was no place for one of them, and then there is none.
+    fn insert_pair(&mut self, key: &Key, back: Option<&Key>, route: Route, farm: &Farm, now: u32) -> bool {
+        if !self.insert(key, route, farm, now) {
+            return false;
+        }
+        let Some(back) = back else {
+            return true;
+        };
+        let Some(action) = self.return_action(key, route.action, farm) else {
+            self.remove(key);
+            return false;
+        };
+        let state = if route.state == State::Datagram { State::Datagram } else { State::Established };
+        let there = Route { action, state };
+        if let Some(at) = self.find(back) {
+            let entry = self.entry_mut(at);
+            entry.set_route(there);
+            entry.touch(now);
+            return true;
+        }
+        // What had to go for the way back may have been the way there.
+        if self.insert(back, there, farm, now) && self.find(key).is_some() {
+            return true;
+        }
+        self.remove(key);
+        self.remove(back);
+        if let Action::Send { mode: Mode::FullNatReturn, value, .. } = action {
+            self.forget_translation(value);
+        }
+        false
     }
 
     /// What is done with the packets of the way back.
@@ -185,10 +205,14 @@ impl Forwarder {
     /// The classifier is to forget what could not be installed.
     #[cold]
     fn refuse(&mut self, key: &Key, reason: DropReason) -> DropReason {
-        if self.notices.try_push(Notice { key: *key, event: Event::Expired }).is_err() {
+        self.notify(Notice { key: *key, event: Event::Expired });
+        reason
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        if self.notices.try_push(notice).is_err() {
             self.counters.notices_deferred += 1; // never: who installs has asked for room
         }
-        reason
     }
 
     /// Evicts until there is room for both directions; false if that is not possible.

@@ -1,7 +1,7 @@
 //! Full-nat: both ends are translated by a pool's port, which the connection has to itself, for as long as its dead time.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::Farm;
@@ -13,14 +13,29 @@ use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, Mode, Route, State};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
+use weir_dataplane::wire::{Dissection, Protocol, icmpv4, icmpv6};
 
 use crate::frames::{self, Seen};
 use crate::lab::{DNS, Family, GATEWAY, HTTP, Lab, MACS, RANGE, Setup, TIMEOUTS, data, fin, host_of, rst, syn};
-use crate::nat::{answer, back, connect, families};
+use crate::nat::{answer, back, connect};
 
-/// What the pool's shard 0 has in all.
-fn with_ports(first: u16, last: u16) -> Lab {
-    let mut setup = Setup::new(Mode::FullNat);
+/// Runs a test with clients and hosts of each family: the clients', and the hosts'.
+fn families(test: impl Fn(Family, Family)) {
+    for family in [Family::V4, Family::V6] {
+        test(family, family);
+        test(family, family.other());
+    }
+}
+
+/// A unit between these families.
+fn setup(family: Family, hosts: Family) -> Setup {
+    let setup = Setup::new(Mode::FullNat);
+    if hosts == family { setup } else { setup.across() }
+}
+
+/// One whose pools have an address with these ports.
+fn with_ports(family: Family, hosts: Family, first: u16, last: u16) -> Lab {
+    let mut setup = setup(family, hosts);
     for pool in &mut setup.parts.pools {
         *pool = PoolPorts::new(pool.addresses()[..1].to_vec(), first..=last, 1).unwrap();
     }
@@ -47,15 +62,15 @@ fn ways_back(lab: &Lab) -> (usize, usize) {
 
 #[test]
 fn both_ends_are_translated_in_both_directions() {
-    families(|family| {
-        let mut lab = Lab::plain(Mode::FullNat);
+    families(|family, hosts| {
+        let mut lab = Lab::new(setup(family, hosts));
         let (client, vip) = (family.client(1), family.vip(HTTP));
         let there = lab.forward(syn(family, 1, HTTP));
         let host = host_of(&there);
         let service_port = lab.parts.endpoints[crate::lab::endpoint(family, 0, host).index()].port.unwrap();
         assert_eq!((there.port, there.hop_limit), (1, 63));
-        assert!(family.pool().contains(&there.source.ip()) && (20_000..=60_000).contains(&there.source.port()));
-        assert_eq!(there.destination, SocketAddr::new(family.host(host as u16 + 1), service_port));
+        assert!(hosts.pool().contains(&there.source.ip()) && (20_000..=60_000).contains(&there.source.port()));
+        assert_eq!(there.destination, SocketAddr::new(hosts.host(host as u16 + 1), service_port));
         let here = back(&mut lab, answer(&there, Flags::SYN | Flags::ACK, b"hello"));
         assert_eq!((here.port, here.source, here.destination, here.mac), (0, vip, client, GATEWAY));
         assert_eq!(here.payload, b"hello");
@@ -82,9 +97,9 @@ fn both_ends_are_translated_in_both_directions() {
 
 #[test]
 fn replies_come_to_the_shard_that_their_port_says() {
-    families(|family| {
+    families(|family, hosts| {
         // Clients come in by shard 0's queue, hosts by shard 1's: wrong for most flows.
-        let mut lab = Lab::new(Setup { classifiers: 2, ..Setup::new(Mode::FullNat).sharded(4) });
+        let mut lab = Lab::new(Setup { classifiers: 2, ..setup(family, hosts).sharded(4) });
         let mut shards = BTreeMap::new();
         for n in 0..40 {
             let there = lab.forward(syn(family, n, HTTP));
@@ -103,8 +118,8 @@ fn replies_come_to_the_shard_that_their_port_says() {
 
 #[test]
 fn a_port_serves_one_connection_for_each_endpoint() {
-    families(|family| {
-        let mut lab = with_ports(30_000, 30_000);
+    families(|family, hosts| {
+        let mut lab = with_ports(family, hosts, 30_000, 30_000);
         // An endpoint whose one port is taken has none for the next; whoever comes again may get another endpoint.
         let mut opened: Vec<(u16, Seen)> = Vec::new();
         for n in 1..=30 {
@@ -127,8 +142,8 @@ fn a_port_serves_one_connection_for_each_endpoint() {
 
 #[test]
 fn a_service_may_reset_what_finds_no_port() {
-    families(|family| {
-        let mut lab = with_ports(30_000, 30_000);
+    families(|family, hosts| {
+        let mut lab = with_ports(family, hosts, 30_000, 30_000);
         lab.change(|parts| {
             parts.services.iter_mut().for_each(|service| service.no_endpoint = weir_dataplane::farm::NoEndpoint::Reset);
         });
@@ -143,8 +158,8 @@ fn a_service_may_reset_what_finds_no_port() {
 
 #[test]
 fn a_port_is_used_again_only_after_its_dead_time() {
-    families(|family| {
-        let mut lab = with_ports(30_000, 30_001);
+    families(|family, hosts| {
+        let mut lab = with_ports(family, hosts, 30_000, 30_001);
         one_host(&mut lab, family);
         let first = connect(&mut lab, family, 1);
         back(&mut lab, answer(&first, Flags::FIN | Flags::ACK, b""));
@@ -168,8 +183,8 @@ fn a_port_is_used_again_only_after_its_dead_time() {
 
 #[test]
 fn the_pair_lives_and_dies_together() {
-    families(|family| {
-        let mut lab = Lab::plain(Mode::FullNat);
+    families(|family, hosts| {
+        let mut lab = Lab::new(setup(family, hosts));
         let opened = connect(&mut lab, family, 1);
         assert_eq!(lab.routes().len(), 2);
         // Traffic of one side alone keeps both.
@@ -196,9 +211,9 @@ fn the_pair_lives_and_dies_together() {
 
 #[test]
 fn either_side_may_close() {
-    families(|family| {
+    families(|family, hosts| {
         for end in [Flags::FIN | Flags::ACK, Flags::RST] {
-            let mut lab = Lab::plain(Mode::FullNat);
+            let mut lab = Lab::new(setup(family, hosts));
             let opened = connect(&mut lab, family, 1);
             back(&mut lab, answer(&opened, end, b""));
             assert_eq!(lab.state(family.client(1), family.vip(HTTP)), Some(State::Closing));
@@ -215,14 +230,14 @@ fn either_side_may_close() {
 
 #[test]
 fn an_evicted_connection_comes_back_by_the_same_port() {
-    families(|family| {
-        let mut lab = Lab::new(Setup { routes: 8, ..Setup::new(Mode::FullNat) });
+    families(|family, hosts| {
+        let mut lab = Lab::new(Setup { routes: 8, ..setup(family, hosts) });
         let opened = connect(&mut lab, family, 1);
-        (2..=5).for_each(|n| drop(connect(&mut lab, family, n)));
-        assert!(lab.routes().len() <= 8 && lab.count("routes_evicted") > 0);
-        let sources: Vec<_> = (1..=5).map(|n| lab.forward(data(family, n, HTTP, b"")).source).collect();
-        assert_eq!(sources[0], opened.source);
-        assert_eq!(sources.iter().collect::<HashSet<_>>().len(), 5);
+        (2..=10).for_each(|n| drop(connect(&mut lab, family, n)));
+        assert!(lab.routes().len() <= 16 && lab.count("routes_evicted") > 0);
+        let pairs: Vec<_> = (1..=10).map(|n| lab.forward(data(family, n, HTTP, b""))).collect();
+        assert_eq!((pairs[0].source, pairs[0].destination), (opened.source, opened.destination));
+        assert_eq!(pairs.iter().map(|pair| (pair.source, pair.destination)).collect::<HashSet<_>>().len(), 10);
         assert_eq!(lab.decisions("guessed"), 0);
     });
 }
@@ -247,8 +262,8 @@ fn many_connections_have_few_addresses() {
 
 #[test]
 fn a_deleted_route_keeps_its_port_for_the_dead_time() {
-    families(|family| {
-        let farm = Farm::new(with_ports(30_000, 30_000).parts);
+    families(|family, hosts| {
+        let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);
         let settings =
             forwarder::Settings { shard: 0, shards: 1, routes_ipv4: 8, routes_ipv6: 8, hash: FlowHash::new(1) };
         let mut forwarder = Forwarder::new(&settings).unwrap();
@@ -271,4 +286,128 @@ fn a_deleted_route_keeps_its_port_for_the_dead_time() {
         assert_eq!(left(&forwarder), 0);
         assert_eq!(install(&mut forwarder, 2, 11 + TIMEOUTS[2]).1, Fate::Send(1));
     });
+}
+
+/// Frames that a frame makes the unit send.
+fn sends(lab: &mut Lab, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+    lab.arrive(0, port, frame);
+    lab.run();
+    lab.wire.raw().into_iter().map(|(_, port, frame)| (port, frame)).collect()
+}
+
+/// The MTU that an ICMP error to somebody tells.
+fn told(frame: &[u8], to: IpAddr) -> u32 {
+    let parts = Dissection::of(frame).unwrap();
+    assert_eq!(parts.addresses.destination(), to);
+    let message = parts.payload(frame);
+    if parts.protocol == Protocol::ICMP {
+        let error = icmpv4::Packet::new_checked(message).unwrap();
+        assert_eq!(
+            (error.kind(), error.code()),
+            (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED)
+        );
+        error.verify_checksum().unwrap();
+        error.mtu().into()
+    } else {
+        let error = icmpv6::Packet::new_checked(message).unwrap();
+        assert_eq!(error.kind(), icmpv6::kind::PACKET_TOO_BIG);
+        error.verify_checksum(parts.addresses).unwrap();
+        error.mtu()
+    }
+}
+
+#[test]
+fn what_becomes_too_long_is_told_to_its_sender() {
+    families(|family, hosts| {
+        let mut lab = Lab::new(setup(family, hosts));
+        let opened = connect(&mut lab, family, 1);
+        // What fits on a link of 1500 bytes, less the TCP header and its own.
+        let most = |from: Family, to: Family| match (from, to) {
+            (Family::V4, Family::V4) => 1460,
+            (Family::V6, Family::V4) => 1460, // told as 1520, which its own link does not carry
+            _ => 1440,
+        };
+        let there = most(family, hosts);
+        assert_eq!(lab.forward(data(family, 1, HTTP, &vec![7; there])).payload.len(), there);
+        let here = most(hosts, family);
+        assert_eq!(back(&mut lab, answer(&opened, Flags::ACK, &vec![7; here])).payload.len(), here);
+        let sent = sends(&mut lab, 0, &data(family, 1, HTTP, &vec![7; there + 1]));
+        let header = if family == Family::V4 { 40 } else { 60 };
+        assert_eq!((sent.len(), sent[0].0), (1, 0));
+        assert_eq!(told(&sent[0].1, family.client(1).ip()) as usize, there + header);
+        let sent = sends(&mut lab, 1, &answer(&opened, Flags::ACK, &vec![7; here + 1]));
+        let header = if hosts == Family::V4 { 40 } else { 60 };
+        assert_eq!((sent.len(), sent[0].0), (1, 1));
+        assert_eq!(told(&sent[0].1, opened.destination.ip()) as usize, here + header);
+        assert_eq!(lab.dropped(DropReason::TooBig), 2);
+    });
+}
+
+/// "Too big" (of 1400 bytes) about a frame, from a router.
+fn too_big(about: &[u8], to: [u8; 6]) -> Vec<u8> {
+    let parts = Dissection::of(about).unwrap();
+    let packet = &about[parts.ip..parts.end];
+    let router: IpAddr =
+        if parts.addresses.source().is_ipv4() { "203.0.113.9" } else { "2001:db8:ffff::9" }.parse().unwrap();
+    let addresses = frames::addresses(router, parts.addresses.source());
+    let mut upper = vec![0; 8 + packet.len()];
+    if router.is_ipv4() {
+        let repr = icmpv4::Repr::Unreachable { code: icmpv4::unreachable::FRAGMENTATION_NEEDED, mtu: 1400 };
+        repr.emit(&mut upper, packet).unwrap();
+        frames::frame(to, addresses, Protocol::ICMP, &upper)
+    } else {
+        icmpv6::Repr::PacketTooBig { mtu: 1400 }.emit(&mut upper, packet, addresses).unwrap();
+        frames::frame(to, addresses, Protocol::ICMPV6, &upper)
+    }
+}
+
+#[test]
+fn errors_go_back_in_the_words_of_their_receiver() {
+    families(|family, hosts| {
+        for shards in [1, 3] {
+            let mut lab = Lab::new(setup(family, hosts).sharded(shards));
+            let shift = |from: Family, to: Family| match (from, to) {
+                (Family::V4, Family::V6) => 1420,
+                (Family::V6, Family::V4) => 1380,
+                _ => 1400,
+            };
+            for n in 1..6 {
+                let request = data(family, n, HTTP, b"request");
+                let there = connect(&mut lab, family, n);
+                let at_host = sends(&mut lab, 0, &request).pop().unwrap().1;
+                // From a router between unit and host, about what the client has sent.
+                let (port, error) = sends(&mut lab, 1, &too_big(&at_host, MACS[1])).pop().unwrap();
+                assert_eq!((port, told(&error, family.client(n).ip())), (0, shift(hosts, family)));
+                assert_eq!(quoted(&error), (family.client(n), family.vip(HTTP)));
+                // From a router between unit and client, about what the host has answered.
+                let reply = answer(&there, Flags::ACK, b"reply");
+                let at_client = sends(&mut lab, 1, &reply).pop().unwrap().1;
+                let (port, error) = sends(&mut lab, 0, &too_big(&at_client, MACS[0])).pop().unwrap();
+                assert_eq!((port, told(&error, there.destination.ip())), (1, shift(family, hosts)));
+                assert_eq!(quoted(&error), (there.destination, there.source));
+            }
+        }
+    });
+}
+
+/// Both ends of the packet that an error quotes, whose checksums must be right as far as they can be seen.
+fn quoted(error: &[u8]) -> (SocketAddr, SocketAddr) {
+    let parts = Dissection::of(error).unwrap();
+    let packet = &parts.payload(error)[8..];
+    let ethertype = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
+    let frame = [&error[..12], &ethertype, packet].concat();
+    let seen = Seen::of(0, 0, &frame);
+    (seen.source, seen.destination)
+}
+
+#[test]
+fn a_pool_on_the_link_is_answered_for() {
+    let lab = Lab::plain(Mode::FullNat);
+    let farm = lab.farms.load();
+    for family in [Family::V4, Family::V6] {
+        for address in family.pool() {
+            assert!(farm.answers_for(1, address) && !farm.answers_for(0, address) && farm.stands_for(address));
+        }
+        assert!(!farm.answers_for(1, family.host(1)) && !farm.stands_for(family.host(1)));
+    }
 }

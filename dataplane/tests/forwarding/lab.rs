@@ -47,6 +47,13 @@ pub(crate) fn per_flow(mode: Mode) -> usize {
 }
 
 impl Family {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        }
+    }
+
     /// The address of client `n`; each has its own.
     pub(crate) fn client(self, n: u16) -> SocketAddr {
         let [high, low] = n.to_be_bytes();
@@ -181,6 +188,17 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// The same with hosts of the other family, in full-nat.
+    pub(crate) fn across(mut self) -> Self {
+        let hosts = [Family::V6, Family::V4];
+        for endpoint in &mut self.parts.endpoints {
+            let family = hosts[self.parts.services[endpoint.service].vip as usize];
+            endpoint.address = family.host(endpoint.host.0 as u16);
+            endpoint.pool = endpoint.pool.map(|pool| 1 - pool);
+        }
+        self
+    }
+
     /// The same with several shards, to which the pools' ports are dealt.
     pub(crate) fn sharded(self, shards: usize) -> Self {
         let mut parts = self.parts;

@@ -189,6 +189,25 @@ fn a_replaced_route_leaves_no_way_back_behind() {
 }
 
 #[test]
+fn a_client_port_with_two_services_gets_two_hosts() {
+    families(|family| {
+        // Both lead to one port of each host, and from there the answers to one client port would be alike.
+        let mut lab = Lab::plain(Mode::Nat);
+        let port = lab.parts.endpoints[crate::lab::endpoint(family, 0, 0).index()].port.unwrap();
+        for n in 0..40 {
+            let (first, second) = if n % 2 == 0 { (HTTP, port) } else { (port, HTTP) };
+            let opened = [first, second].map(|port| (port, lab.forward(syn(family, n, port))));
+            assert_eq!(opened[0].1.destination.port(), opened[1].1.destination.port());
+            assert_ne!(opened[0].1.destination, opened[1].1.destination);
+            for (port, seen) in opened {
+                assert_eq!(back(&mut lab, answer(&seen, Flags::SYN | Flags::ACK, b"")).source, family.vip(port));
+            }
+        }
+        assert_eq!(lab.routes().len(), 160);
+    });
+}
+
+#[test]
 fn two_flows_that_share_a_way_back_do_not_end_each_other() {
     families(|family| {
         // From one client port to two ports of the VIP that lead to one port of one host: the later flow has the way back.
