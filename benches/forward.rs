@@ -332,6 +332,7 @@ fn farm(mode: Mode) -> Farm {
         directive: Directive::Active,
         backup: false,
         tunnel: None,
+        pool: None,
         hop: None,
     };
     Farm::new(FarmParts {
@@ -339,7 +340,8 @@ fn farm(mode: Mode) -> Farm {
         vips: vec![vip(VIP.into()), vip(VIP6.into())],
         services: vec![service(1, 0), service(2, 1)],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
-        ports: vec![Port { mac: MAC, mtu: 1500 }],
+        pools: vec![],
+        ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts: IdleTimeouts::default(),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
         neighbours: (0..ENDPOINTS)

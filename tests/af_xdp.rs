@@ -15,23 +15,41 @@ static ONE_FARM: Mutex<()> = Mutex::new(());
 
 #[test]
 fn dsr_serves_by_one_queue() {
-    serves("xdp-dsr1", &["--mode", "dsr", "--queues", "1"]);
+    serves("xdp-dsr1", &["--mode", "dsr", "--queues", "1"], 6);
+}
+
+#[test]
+fn fragments_go_through_tunnels() {
+    serves("xdp-ipip", &["--mode", "ipip"], 6);
+    serves("xdp-gue", &["--mode", "gue", "--mtu", "1332"], 6);
+}
+
+#[test]
+fn nat_serves_where_one_side_has_a_smaller_mtu() {
+    serves("xdp-mtu-hosts", &["--mode", "nat", "--mtu", "1280"], 12);
+    serves("xdp-mtu-client", &["--mode", "nat", "--client-mtu", "1280"], 12);
 }
 
 #[test]
 fn nat_serves_by_two_queues() {
-    serves("xdp-nat2", &["--mode", "nat", "--queues", "2"]);
+    serves("xdp-nat2", &["--mode", "nat", "--queues", "2"], 12);
 }
 
-/// A whole run of the lab: no failed request, and no packet buffer is left over.
-fn serves(name: &str, options: &[&str]) {
+/// A whole run of the lab: no failed request, no packet buffer is left over, and so many datagrams went through in fragments.
+fn serves(name: &str, options: &[&str], datagrams: u64) {
     let _one = ONE_FARM.lock();
+    let results = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
     let output = lab()
         .args(["--name", name, "--port-type", "af_xdp", "--duration", "2s", "--bin-dir"])
         .arg(bin_dir())
+        .arg("--json")
+        .arg(&results)
         .args(options)
         .output();
     expect_success(&output.expect("scripts/lab starts"));
+    let results: serde_json::Value = serde_json::from_slice(&std::fs::read(results).expect("results")).expect("JSON");
+    let completed = results["counters"]["totals"]["datagrams_completed"].as_u64();
+    assert!(completed >= Some(datagrams), "{completed:?}");
 }
 
 #[test]

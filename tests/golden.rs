@@ -22,6 +22,31 @@ fn nat_sends_what_scapy_says() {
 }
 
 #[test]
+fn fragments_follow_their_flow() {
+    check_group("fragments", 60);
+}
+
+#[test]
+fn tunnels_carry_what_scapy_says() {
+    check_group("tunnels", 60);
+}
+
+#[test]
+fn answers_go_by_the_longest_prefix() {
+    check_group("routes", 4);
+}
+
+#[test]
+fn vlans_are_ports_of_their_own() {
+    check_group("vlans", 14);
+}
+
+#[test]
+fn options_and_extension_headers_follow_the_policy() {
+    check_group("headers", 6);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

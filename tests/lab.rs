@@ -36,6 +36,46 @@ fn nat_serves_ipv6() {
     serves("nat6", &["--mode", "nat", "--ipv6"]);
 }
 
+#[test]
+fn full_nat_serves_ipv4() {
+    serves("fullnat4", &["--mode", "full-nat"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6() {
+    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
+}
+
+#[test]
+fn ipip_serves_ipv4() {
+    serves("ipip4", &["--mode", "ipip"]);
+}
+
+#[test]
+fn ipip_serves_ipv6_where_the_tunnel_takes_1280_bytes() {
+    serves("ipip6", &["--mode", "ipip", "--ipv6", "--mtu", "1320"]);
+}
+
+#[test]
+fn gue_serves_ipv4_where_the_tunnel_takes_1280_bytes() {
+    serves("gue4", &["--mode", "gue", "--mtu", "1332"]);
+}
+
+#[test]
+fn gue_serves_ipv6() {
+    serves("gue6", &["--mode", "gue", "--ipv6"]);
+}
+
+#[test]
+fn nat_serves_where_the_hosts_have_a_smaller_mtu() {
+    serves("mtuh", &["--mode", "nat", "--mtu", "1280"]);
+}
+
+#[test]
+fn nat_serves_where_the_clients_have_a_smaller_mtu() {
+    serves("mtuc", &["--mode", "nat", "--ipv6", "--client-mtu", "1280"]);
+}
+
 /// A whole run of the lab: no failed request, and new connections spread by capacity.
 fn serves(name: &str, options: &[&str]) {
     let farm = Farm::new(name);

@@ -490,6 +490,7 @@ fn farm() -> Farm {
         directive: Directive::Active,
         backup: false,
         tunnel: None,
+        pool: None,
         hop: None,
     };
     let neighbour = |n| Neighbour { port: 0, address: address(n), mac: endpoint_mac(n) };
@@ -505,7 +506,8 @@ fn farm() -> Farm {
             vip: 0,
         }],
         endpoints: numbers().map(endpoint).collect(),
-        ports: vec![Port { mac: PORT_MAC, mtu: 1500 }],
+        pools: vec![],
+        ports: vec![Port { mac: PORT_MAC, mtu: 1500, vlan: None }],
         timeouts: IdleTimeouts::default(),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 1, 0, 0).into(), length: 24, ways: vec![Way::OnLink(0)] }],
         neighbours: numbers().map(neighbour).collect(),

@@ -53,6 +53,22 @@ counters! {
         routes_evicted,
         /// Routes deleted or replaced by a classifier.
         routes_deleted,
+        /// Packets that had to wait until the kernel knew their next hop's link-layer address.
+        unresolved_held,
+        /// Fragments made of packets that were too big for their way and whose senders allow it, but for each packet's first.
+        split,
+        /// Fragments that went on as packets of their flow.
+        fragments,
+        /// Fragments that had to wait for their first.
+        fragments_held,
+        /// Datagrams in fragments that went through whole.
+        datagrams_completed,
+        /// Datagrams killed: fragments that overlap or contradict each other, or too many of them.
+        datagrams_killed,
+        /// Datagrams that had to give way to newer ones.
+        datagrams_evicted,
+        /// Datagrams that were not complete in time.
+        datagrams_timed_out,
         /// Notices (confirmed, closing, expired) put into rings to classifiers.
         notices,
         /// Notices that found the ring full; each is tried again where it matters.
@@ -136,6 +152,8 @@ drop_reasons! {
     BadSource = "bad_source",
     /// TCP flags that no implementation sends: SYN with FIN or RST, or none at all.
     BadFlags = "bad_flags",
+    /// An IPv4 source route, or options that are none.
+    IpOption = "ip_option",
     /// An IPv6 extension header that is refused by policy, or too many of them.
     ExtensionHeader = "extension_header",
     /// TTL or hop limit used up.
@@ -166,6 +184,8 @@ drop_reasons! {
     NoRoute = "no_route",
     /// Too big for the way ahead.
     TooBig = "too_big",
+    /// Full-nat: every port of the pool towards the chosen endpoint that was tried is in use, or was until lately.
+    PoolExhausted = "pool_exhausted",
     /// No headroom for the tunnel header, or no buffer.
     NoBuffer = "no_buffer",
     /// The ring to the classifier is full.

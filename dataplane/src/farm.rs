@@ -13,6 +13,7 @@ use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
 
 use crate::flow::{Key, Key4, Key6};
 use crate::route_table::{IdleTimeouts, Mode};
+use crate::translation::PoolPorts;
 use crate::tunneler::Tunnel;
 
 /// What the control plane knows, as the dataplane needs it.
@@ -26,12 +27,16 @@ pub struct Farm {
     pub services: Vec<Service>,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Endpoint>,
+    /// Source addresses and ports of [`Mode::FullNat`]; the index is for the unit's life.
+    pub pools: Vec<PoolPorts>,
     /// Ports, in the configuration's order.
     pub ports: Vec<Port>,
     /// Idle timeouts of routes.
     pub timeouts: IdleTimeouts,
     addresses: Addresses,
     nat: bool,
+    /// By port and VLAN identifier: the port that the VLAN is.
+    vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
     quick_hops: Vec<QuickHop>,
     smallest_mtu: u16,
@@ -99,6 +104,8 @@ pub struct Endpoint {
     pub backup: bool,
     /// The tunnel to it, in the modes that have one.
     pub tunnel: Option<Tunnel>,
+    /// Whose addresses stand for the clients in [`Mode::FullNat`]: index of a pool of the endpoint's family.
+    pub pool: Option<usize>,
     /// Its next hop, as long as that is resolved and the endpoint is not inactive.
     pub hop: Option<Hop>,
 }
@@ -118,6 +125,8 @@ pub struct Port {
     pub mac: [u8; 6],
     /// Largest IP packet, in bytes.
     pub mtu: u16,
+    /// For a VLAN: the port that it is on, and its identifier.
+    pub vlan: Option<(PortId, u16)>,
 }
 
 /// A resolved next hop: by which port, and the first twelve bytes of the frame.
@@ -194,6 +203,8 @@ pub struct FarmParts {
     pub services: Vec<Service>,
     /// See [`Farm::endpoints`]; each `hop` is filled in from routes and neighbours.
     pub endpoints: Vec<Endpoint>,
+    /// See [`Farm::pools`].
+    pub pools: Vec<PoolPorts>,
     /// See [`Farm::ports`].
     pub ports: Vec<Port>,
     /// See [`Farm::timeouts`].
@@ -217,19 +228,24 @@ impl Farm {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: FarmParts) -> Self {
-        let FarmParts { generation, mut vips, services, endpoints, ports, timeouts, prefixes, neighbours } = parts;
+        let FarmParts { generation, mut vips, services, endpoints, pools, ports, timeouts, prefixes, neighbours } =
+            parts;
         for vip in &mut vips {
             vip.services.clear();
         }
         for (index, service) in services.iter().enumerate() {
             vips[service.vip as usize].services.push(index);
         }
-        let mut addresses = Addresses::with_room_for(vips.len() + endpoints.len());
+        let pooled: usize = pools.iter().map(|pool| pool.addresses().len()).sum();
+        let mut addresses = Addresses::with_room_for(vips.len() + endpoints.len() + pooled);
         let nat = services.iter().any(|service| matches!(service.mode, Mode::Nat | Mode::FullNat));
         for endpoint in &endpoints {
             if services[endpoint.service].mode == Mode::Nat {
                 addresses.insert(endpoint.address, ENDPOINT);
             }
+        }
+        for (code, pool) in (FIRST_POOL..FIRST_VIP).zip(&pools) {
+            pool.addresses().iter().for_each(|address| addresses.insert(*address, code));
         }
         for (code, vip) in (FIRST_VIP..).zip(&vips) {
             addresses.insert(vip.address, code);
@@ -239,9 +255,11 @@ impl Farm {
             vips,
             services,
             endpoints: Vec::new(),
+            pools,
             timeouts,
             addresses,
             nat,
+            vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
             fib4: None,
@@ -286,6 +304,19 @@ impl Farm {
             })
             .collect();
         farm
+    }
+
+    /// Whether any port is a VLAN of this one.
+    #[inline]
+    #[must_use]
+    pub fn is_trunk(&self, port: PortId) -> bool {
+        self.vlans.iter().any(|(on, ..)| *on == port)
+    }
+
+    /// The port that a VLAN on a port is, if it is one.
+    #[must_use]
+    pub fn vlan_port(&self, port: PortId, vlan: u16) -> Option<PortId> {
+        self.vlans.iter().find(|(on, id, _)| (*on, *id) == (port, vlan)).map(|(.., port)| *port)
     }
 
     /// The VIP that an IPv4 packet is for.
@@ -354,6 +385,30 @@ impl Farm {
         }
     }
 
+    /// The pool that a packet is for: it may be an endpoint's answer in [`Mode::FullNat`].
+    #[inline]
+    #[must_use]
+    pub fn pool_of(&self, key: &Key) -> Option<&PoolPorts> {
+        let code = match key {
+            _ if self.pools.is_empty() => return None,
+            Key::V4(key) => self.addresses.find4(key.destination),
+            Key::V6(key) => self.addresses.find6(key.destination),
+        };
+        self.pools.get(code.checked_sub(FIRST_POOL)? as usize)
+    }
+
+    /// Whether a packet is for an address that the dataplane stands for, not the kernel: a VIP, or one of a pool.
+    #[must_use]
+    pub fn is_for_us(&self, key: &Key) -> bool {
+        self.vip_of(key).is_some() || self.pool_of(key).is_some()
+    }
+
+    /// Whether the dataplane stands for `address`: see [`Farm::is_for_us`].
+    #[must_use]
+    pub fn stands_for(&self, address: IpAddr) -> bool {
+        self.addresses.find(address) >= FIRST_POOL
+    }
+
     /// Whether a packet may be an endpoint's answer that has to be translated back.
     #[inline]
     #[must_use]
@@ -375,6 +430,13 @@ impl Farm {
         })
     }
 
+    /// Whether what cannot be served is reset in the service that a packet is for.
+    #[must_use]
+    pub fn resets(&self, key: &Key) -> bool {
+        let service = self.vip_of(key).and_then(|vip| self.service(vip, key.protocol(), key.destination().port()));
+        service.is_some_and(|service| self.services[service].no_endpoint == NoEndpoint::Reset)
+    }
+
     /// Whether any service of a VIP has this protocol.
     #[must_use]
     pub fn serves_protocol(&self, vip: u32, protocol: u8) -> bool {
@@ -392,7 +454,17 @@ impl Farm {
     /// Whether the dataplane answers ARP and neighbour solicitations for `address` on `port`.
     #[must_use]
     pub fn answers_for(&self, port: PortId, address: IpAddr) -> bool {
-        self.vips.iter().any(|vip| vip.address == address && vip.on_link.contains(&port))
+        match self.addresses.find(address) {
+            FIRST_VIP.. => self.vips.iter().any(|vip| vip.address == address && vip.on_link.contains(&port)),
+            FIRST_POOL.. => self.ways_to(address).contains(&Way::OnLink(port)),
+            _ => false,
+        }
+    }
+
+    /// Whether the link-layer address of a neighbour on a port's link is known.
+    #[must_use]
+    pub fn resolves(&self, port: PortId, neighbour: IpAddr) -> bool {
+        self.neighbours.contains_key(&(port, neighbour))
     }
 
     /// The next hop to `address` by longest prefix; `flow` chooses among several ways.
@@ -401,20 +473,22 @@ impl Farm {
     ///
     /// [`NoHop`] if there is no route or no link-layer address.
     pub fn hop_to(&self, address: IpAddr, flow: u64) -> Result<Hop, NoHop> {
-        let ways = match address {
-            IpAddr::V4(address) => {
-                self.fib4.as_ref().and_then(|fib| fib.longest_match(address)).map(|(_, _, ways)| ways)
-            }
-            IpAddr::V6(address) => {
-                self.fib6.as_ref().and_then(|fib| fib.longest_match(address)).map(|(_, _, ways)| ways)
-            }
-        };
-        let ways = ways.filter(|ways| !ways.is_empty()).ok_or(NoHop::NoRoute)?;
-        let (port, neighbour) = match ways[crate::flow::place(flow, ways.len())] {
-            Way::OnLink(port) => (port, address),
-            Way::Gateway(port, gateway) => (port, gateway),
+        let ways = self.ways_to(address);
+        let (port, neighbour) = match ways.get(crate::flow::place(flow, ways.len())) {
+            Some(Way::OnLink(port)) => (*port, address),
+            Some(Way::Gateway(port, gateway)) => (*port, *gateway),
+            None => return Err(NoHop::NoRoute),
         };
         self.neighbours.get(&(port, neighbour)).copied().ok_or(NoHop::Unresolved(port, neighbour))
+    }
+
+    /// The ways of the longest prefix that an address is in.
+    fn ways_to(&self, address: IpAddr) -> &[Way] {
+        let ways = match address {
+            IpAddr::V4(address) => self.fib4.as_ref().and_then(|fib| fib.longest_match(address)).map(|(.., ways)| ways),
+            IpAddr::V6(address) => self.fib6.as_ref().and_then(|fib| fib.longest_match(address)).map(|(.., ways)| ways),
+        };
+        ways.map_or(&[], Vec::as_slice)
     }
 }
 
@@ -436,8 +510,10 @@ struct Addresses {
 type Code = u32;
 const NOBODY: Code = 0;
 const ENDPOINT: Code = 1;
+/// `FIRST_POOL + index`.
+const FIRST_POOL: Code = 2;
 /// `FIRST_VIP + index`.
-const FIRST_VIP: Code = 2;
+const FIRST_VIP: Code = 1 << 16;
 
 impl Addresses {
     fn with_room_for(count: usize) -> Self {
@@ -445,7 +521,7 @@ impl Addresses {
         Self { slots4: vec![(0, NOBODY); slots], slots6: vec![(0, NOBODY); slots] }
     }
 
-    /// Adds an address; a VIP replaces an endpoint.
+    /// Adds an address, in place of what was there for it.
     fn insert(&mut self, address: IpAddr, code: Code) {
         match address {
             IpAddr::V4(address) => {
@@ -456,6 +532,13 @@ impl Addresses {
                 let address = u128::from_ne_bytes(address.octets());
                 insert(&mut self.slots6, address, mix6(address), code);
             }
+        }
+    }
+
+    fn find(&self, address: IpAddr) -> Code {
+        match address {
+            IpAddr::V4(address) => self.find4(address.octets()),
+            IpAddr::V6(address) => self.find6(address.octets()),
         }
     }
 
@@ -534,6 +617,7 @@ pub(crate) mod tests {
             directive: Directive::Active,
             backup: false,
             tunnel: None,
+            pool: None,
             hop: None,
         };
         let on_link = |address: [u8; 4], length| Prefix {
@@ -551,7 +635,8 @@ pub(crate) mod tests {
             vips: vec![Vip { address: Ipv4Addr::new(10, 9, 0, 1).into(), services: vec![], on_link: vec![0] }],
             services: vec![service(1, protocol::TCP, 80), service(2, protocol::UDP, 53)],
             endpoints: (0..2).flat_map(|service| (1..=3).map(move |n| endpoint(service, n))).collect(),
-            ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
+            pools: vec![],
+            ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, vlan: None }],
             timeouts: IdleTimeouts::default(),
             prefixes: vec![on_link([10, 1, 0, 0], 24), on_link([10, 0, 0, 0], 24)],
             neighbours: vec![

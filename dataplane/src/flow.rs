@@ -33,12 +33,28 @@ pub struct Key4 {
 }
 
 impl Key4 {
-    /// Both addresses in one word, as the eight bytes of the header.
+    /// Both addresses in one word, as the eight bytes of the header read little-endian.
     #[inline]
     #[must_use]
     pub fn addresses(&self) -> u64 {
         let ([a, b, c, d], [e, f, g, h]) = (self.source, self.destination);
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// The rest in one word: the four bytes of the ports, and the protocol.
+    #[inline]
+    #[must_use]
+    pub fn rest(&self) -> u64 {
+        u64::from(u32::from_le_bytes(self.ports)) | u64::from(self.protocol) << 32
+    }
+
+    /// From its two words.
+    #[inline]
+    #[must_use]
+    pub fn from_words(addresses: u64, rest: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = addresses.to_le_bytes();
+        let [i, j, k, l, protocol, ..] = rest.to_le_bytes();
+        Self { source: [a, b, c, d], destination: [e, f, g, h], ports: [i, j, k, l], protocol }
     }
 }
 
@@ -104,6 +120,16 @@ impl Key {
         match self {
             Key::V4(key) => key.protocol,
             Key::V6(key) => key.protocol,
+        }
+    }
+
+    /// Source, then destination port, as in the packet.
+    #[inline]
+    #[must_use]
+    pub fn ports(&self) -> [u8; 4] {
+        match self {
+            Key::V4(key) => key.ports,
+            Key::V6(key) => key.ports,
         }
     }
 
@@ -181,20 +207,29 @@ impl FlowHash {
         }
     }
 
+    /// The route table's hash of a key.
+    #[inline]
+    #[must_use]
+    pub fn route(&self, key: &Key) -> u64 {
+        match key {
+            Key::V4(key) => self.route4(key),
+            Key::V6(key) => self.route6(key),
+        }
+    }
+
     /// The route table's hash of an IPv4 key.
     #[inline]
     #[must_use]
     pub fn route4(&self, key: &Key4) -> u64 {
-        self.route4_words(key.addresses(), u32::from_ne_bytes(key.ports), key.protocol)
+        self.route4_words(key.addresses(), key.rest())
     }
 
-    /// The same, of the words of a header: source and destination address, both ports, protocol.
+    /// The same, of the key's words: [`Key4::addresses`] and [`Key4::rest`].
     #[inline]
     #[must_use]
-    pub fn route4_words(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
+    pub fn route4_words(&self, addresses: u64, rest: u64) -> u64 {
         // One folded multiplication as foldhash makes several of: the key is two words, and this is on every packet's way.
-        let (left, right) = (addresses ^ self.words[0], (u64::from(ports) << 8 | u64::from(protocol)) ^ self.words[1]);
-        let product = u128::from(left) * u128::from(right);
+        let product = u128::from(addresses ^ self.words[0]) * u128::from(rest ^ self.words[1]);
         #[expect(clippy::cast_possible_truncation, reason = "the product's halves are folded")]
         let folded = product as u64 ^ (product >> 64) as u64;
         folded

@@ -36,6 +36,13 @@ pub struct Limits {
     pub held: u32,
 }
 
+impl Default for Limits {
+    /// 1024 datagrams, 256 fragments.
+    fn default() -> Self {
+        Self { datagrams: 1024, held: 256 }
+    }
+}
+
 /// What the table has seen; in packets where not said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FragmentCounters {
@@ -139,7 +146,7 @@ impl<H> FragmentTable<H> {
         }
         let at = self.find_or_begin(Id::new(key, fragment), now, &mut left);
         self.note(at, fragment, &mut left)?;
-        let (ports, protocol) = (ports_of(key), key.protocol());
+        let (ports, protocol) = (key.ports(), key.protocol());
         let datagram = &mut self.datagrams[at as usize];
         if datagram.state == State::Waiting {
             datagram.state = State::Flow { ports, protocol };
@@ -440,13 +447,6 @@ impl Id {
 
     fn is_v4(&self) -> bool {
         matches!(self.key, Key::V4(_))
-    }
-}
-
-fn ports_of(key: &Key) -> [u8; 4] {
-    match key {
-        Key::V4(key) => key.ports,
-        Key::V6(key) => key.ports,
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Parsed {
     pub l4: u16,
     /// Length of the IP packet (header and payload), in bytes; the frame may have padding behind it.
     pub ip_len: u16,
-    /// Set for [`Class::Fragment`].
+    /// Set for [`Class::Fragment`], and for a fragment whose flow is known, which is [`Class::Flow`].
     pub fragment: Fragment,
     /// Whether the frame was sent to this port's address rather than to a group.
     pub unicast: bool,
@@ -88,6 +88,18 @@ pub struct Headers {
     pub protocol: u8,
     /// Whether it is IPv6.
     pub v6: bool,
+    /// For a fragment without the TCP or UDP header, which the first one has: its flow's ports.
+    pub later: Option<[u8; 4]>,
+}
+
+impl Headers {
+    /// Source and destination port, where the protocol has them.
+    #[inline]
+    #[must_use]
+    pub fn ports(&self, frame: &[u8]) -> [u8; 4] {
+        let there = || frame.get(self.l4..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+        self.later.unwrap_or_else(there)
+    }
 }
 
 impl Parsed {
@@ -102,7 +114,15 @@ impl Parsed {
             ttl: self.ttl,
             protocol: self.key.protocol(),
             v6: matches!(self.key, Key::V6(_)),
+            later: self.is_later().then(|| self.key.ports()),
         }
+    }
+
+    /// Whether it is a fragment without the TCP or UDP header, which the first one has.
+    #[inline]
+    #[must_use]
+    pub fn is_later(&self) -> bool {
+        self.fragment.offset != 0
     }
 
     /// Whether this opens a connection: a SYN without an ACK.
@@ -189,6 +209,9 @@ fn parse4(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
     if fold(sum) != 0xffff {
         return Err(DropReason::BadChecksum);
     }
+    if header_len > 20 {
+        check_options(&ip[20..header_len])?;
+    }
     let (source, destination) = (chunk::<4>(header, 12), chunk::<4>(header, 16));
     if bad_source4(source) && unicast || source == destination {
         return Err(DropReason::BadSource);
@@ -216,6 +239,20 @@ fn parse4(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
         return fragment_of(parsed, payload);
     }
     upper(parsed, header[9], payload)
+}
+
+/// IPv4 options are for the host and go on as they are, but for source routes (RFC 7126 section 4.3) and what is no list of options.
+#[cold]
+fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
+    loop {
+        options = match options {
+            [] | [END_OF_OPTIONS, ..] => return Ok(()),
+            [NO_OPERATION, rest @ ..] => rest,
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, ..] => return Err(DropReason::IpOption),
+            [_, length, ..] if *length >= 2 => options.get(usize::from(*length)..).ok_or(DropReason::IpOption)?,
+            _ => return Err(DropReason::IpOption),
+        };
+    }
 }
 
 /// IPv6, RFC 8200, with its extension headers.
@@ -361,13 +398,21 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
     if more && len % 8 != 0 || len == 0 || u32::from(offset) + u32::from(len) > u32::from(u16::MAX) {
         return Err(DropReason::BadFragment);
     }
-    if offset == 0 && matches!(parsed.key.protocol(), protocol::TCP | protocol::UDP) {
-        let needed = if parsed.key.protocol() == protocol::TCP { 20 } else { 8 };
+    let protocol = parsed.key.protocol();
+    if offset == 0 && matches!(protocol, protocol::TCP | protocol::UDP) {
+        let needed = if protocol == protocol::TCP { 20 } else { 8 };
         if payload.len() < needed {
             return Err(DropReason::BadFragment);
         }
-        if parsed.key.protocol() == protocol::TCP {
-            parsed.tcp_flags = payload[13] & 0x3f;
+        if protocol == protocol::TCP {
+            // RFC 1858: all of the header is in the first fragment. And no sender has a reason to take a SYN to pieces.
+            if usize::from(payload[12] >> 4) * 4 > payload.len() || payload[13] & tcp_flags::SYN != 0 {
+                return Err(DropReason::BadFragment);
+            }
+            parsed = upper(parsed, protocol, payload)?;
+            parsed.class = Class::Fragment;
+        } else if u16::from_be_bytes([payload[4], payload[5]]) < 8 {
+            return Err(DropReason::BadLength);
         }
         set_ports(&mut parsed.key, chunk::<4>(payload, 0));
     }
@@ -450,6 +495,10 @@ const ARP: [u8; 2] = [0x08, 0x06];
 const VLAN: [u8; 2] = [0x81, 0x00];
 const PROVIDER_VLAN: [u8; 2] = [0x88, 0xa8];
 const LOOPBACK6: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;

@@ -7,7 +7,7 @@ use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
 use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
-use crate::flow::{Key, protocol};
+use crate::flow::{Key, destination_port, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
@@ -21,6 +21,8 @@ pub enum Stop {
     Drop(DropReason),
     /// It is longer than this many bytes, which is what fits.
     TooBig(u16),
+    /// The link-layer address of this neighbour, on this port's link, is not known yet.
+    Unresolved(PortId, IpAddr),
 }
 
 /// Rewrites a packet as its route says and returns the port it leaves by.
@@ -44,7 +46,7 @@ pub fn deliver<P: Packet>(
     match mode {
         Mode::Dsr => deliver_dsr(packet, headers, endpoint, farm),
         Mode::Nat => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let frame = leave(packet, headers, hop, farm)?;
             decrement_ttl(frame, headers);
             translate(frame, headers, Side::Destination, endpoint.address, endpoint.port);
@@ -60,7 +62,7 @@ pub fn deliver<P: Packet>(
             Ok(hop.port)
         }
         Mode::Ipip | Mode::Gue => {
-            let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+            let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
             tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
             let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
@@ -69,7 +71,8 @@ pub fn deliver<P: Packet>(
             packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
             Ok(hop.port)
         }
-        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::Inactive)),
+        // Full-nat is translated by the forwarder, whose tables it needs; without a route of its own no packet has a pool's port.
+        Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::NoRoute)),
     }
 }
 
@@ -85,7 +88,7 @@ pub fn deliver_dsr<P: Packet>(
     endpoint: &Endpoint,
     farm: &Farm,
 ) -> Result<PortId, Stop> {
-    let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(no_hop(endpoint)))?;
+    let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
     pass_on(packet, headers, hop, farm)
 }
 
@@ -101,7 +104,7 @@ pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, fa
     Ok(hop.port)
 }
 
-/// The key of the way back that a route needs in the forwarder, and that way's value. Only half-NAT has one so far.
+/// The key of the way back that a half-NAT route needs in the forwarder, and that way's value.
 #[must_use]
 pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
     let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
@@ -124,8 +127,14 @@ pub fn client_key(back: &Key, value: u64, farm: &Farm) -> Option<Key> {
 
 /// Why there is no way to an endpoint.
 #[cold]
-pub(crate) fn no_hop(endpoint: &Endpoint) -> DropReason {
-    if endpoint.directive == Directive::Inactive { DropReason::Inactive } else { DropReason::Unresolved }
+pub(crate) fn no_hop(endpoint: &Endpoint, farm: &Farm) -> Stop {
+    if endpoint.directive == Directive::Inactive {
+        return Stop::Drop(DropReason::Inactive);
+    }
+    match farm.hop_to(endpoint.address, endpoint.stable()) {
+        Err(NoHop::Unresolved(port, neighbour)) => Stop::Unresolved(port, neighbour),
+        Ok(_) | Err(NoHop::NoRoute) => Stop::Drop(DropReason::NoRoute),
+    }
 }
 
 /// Checks that the packet fits the way, and writes the link-layer addresses.
@@ -142,7 +151,7 @@ fn leave<'p, P: Packet>(packet: &'p mut P, headers: Headers, hop: &Hop, farm: &F
 
 /// One hop less to live; for IPv4 the header checksum follows, RFC 1624.
 #[inline(always)]
-fn decrement_ttl(frame: &mut [u8], headers: Headers) {
+pub(crate) fn decrement_ttl(frame: &mut [u8], headers: Headers) {
     let l3 = headers.l3;
     if headers.v6 {
         frame[l3 + 7] -= 1;
@@ -156,13 +165,12 @@ fn decrement_ttl(frame: &mut [u8], headers: Headers) {
 /// The same for an IPv4 packet behind an Ethernet header without tags (or the last 14 bytes of one with).
 #[inline(always)]
 pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
-    frame[22] -= 1;
-    let check = u32::from(u16::from_be_bytes([frame[24], frame[25]])) + 0x100;
-    let check = (check & 0xffff) + (check >> 16);
-    // All ones would be the other zero, RFC 1624 section 3: no header's sum is that.
-    let [_, _, high, low] = (if check == 0xffff { 0 } else { check }).to_be_bytes();
-    frame[24] = high;
-    frame[25] = low;
+    // TTL, protocol and checksum as one little-endian word: its lowest byte loses one, so its upper half gains one, with end-around
+    // carry. All ones would be the other zero (RFC 1624 section 3), which no header has: 2 is added at first, so that both carry.
+    let word = u32::from_le_bytes([frame[22], frame[23], frame[24], frame[25]]);
+    let (word, carry) = word.overflowing_add(0x1_ffff);
+    let word = word.wrapping_sub(u32::from(!carry) << 16);
+    frame[22..26].copy_from_slice(&word.to_le_bytes());
 }
 
 /// Where the client of a returning packet is.
@@ -175,17 +183,20 @@ pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Ho
     } else {
         [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]].into()
     };
-    let port = u16::from_be_bytes([frame[headers.l4 + 2], frame[headers.l4 + 3]]);
-    let flow = u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    farm.hop_to(client, flow).map_err(|reason| match reason {
+    farm.hop_to(client, flow_of_port(destination_port(headers.ports(frame)))).map_err(|reason| match reason {
         NoHop::NoRoute => Stop::Drop(DropReason::NoRoute),
-        NoHop::Unresolved(..) => Stop::Drop(DropReason::Unresolved),
+        NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
     })
+}
+
+/// Which of several ways back a client's flow keeps to, by its port.
+pub(crate) fn flow_of_port(port: u16) -> u64 {
+    u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.
 fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
-    let ports = frame.get(headers.l4..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
+    let ports = headers.ports(frame);
     let source_at = headers.l3 + if headers.v6 { 20 } else { 12 };
     let source = frame.get(source_at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
     let words = u64::from(u32::from_ne_bytes(ports)) << 32 | u64::from(u32::from_ne_bytes(source));
@@ -199,10 +210,14 @@ enum Side {
     Destination,
 }
 
-/// Replaces address and port of one end; the checksums follow by difference, RFC 1624.
+/// Replaces address and port of one end; the checksums follow by difference, RFC 1624. A later fragment has only the address.
 #[inline]
 fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
-    let Headers { l3, l4, .. } = headers;
+    let l4 = headers.l4;
+    if headers.later.is_some() {
+        translate_address(frame, headers, side, address, 0);
+        return;
+    }
     let port_at = match side {
         Side::Source => l4,
         Side::Destination => l4 + 2,
@@ -211,7 +226,25 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
     let new_port = port.unwrap_or(old_port);
     let check_at = l4 + if headers.protocol == protocol::UDP { 6 } else { 16 };
     let old_check = u16::from_be_bytes([frame[check_at], frame[check_at + 1]]);
-    let mut check = checksum::update_u16(old_check, old_port, new_port);
+    let mut check =
+        translate_address(frame, headers, side, address, checksum::update_u16(old_check, old_port, new_port));
+    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
+    if headers.protocol == protocol::UDP {
+        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
+        if old_check == 0 {
+            return;
+        }
+        if check == 0 {
+            check = 0xffff;
+        }
+    }
+    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+}
+
+/// Replaces the address of one end, in the IPv4 header's checksum as well; returns the upper protocol's `check` with the difference.
+#[inline]
+fn translate_address(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, mut check: u16) -> u16 {
+    let l3 = headers.l3;
     match address {
         IpAddr::V4(address) => {
             let at = l3 + if side == Side::Source { 12 } else { 16 };
@@ -230,15 +263,5 @@ fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, po
             frame[at..at + 16].copy_from_slice(&address.octets());
         }
     }
-    frame[port_at..port_at + 2].copy_from_slice(&new_port.to_be_bytes());
-    if headers.protocol == protocol::UDP {
-        // RFC 768: zero says "none", and a sum of zero is sent as all ones.
-        if old_check == 0 {
-            return;
-        }
-        if check == 0 {
-            check = 0xffff;
-        }
-    }
-    frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+    check
 }

@@ -4,47 +4,32 @@
 //! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod fragments;
+mod published;
+mod rings;
+mod split;
+mod unresolved;
+mod vlan;
 
-use rtrb::{Consumer, Producer, RingBuffer};
+use std::sync::Arc;
+
 use weir_identity::Moment;
 
+pub use self::published::Published;
+pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+use self::unresolved::Unresolved;
 use crate::classifier::millis;
-use crate::counters::{DropReason, Drops, ShardCounters};
+use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place};
-use crate::forwarder::{Departures, Fate, Forwarder, GENERAL};
+use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
+use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
-use crate::plumbing::{Ask, Notice, Plumb, Question, Reply, Verdict};
+use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::wire::ethernet::MacAddress;
-
-/// A packet on its way between shard and classifier, with what its parsing found.
-#[derive(Debug)]
-pub struct Held<P> {
-    /// The packet.
-    pub packet: P,
-    /// Its headers.
-    pub parsed: Parsed,
-    /// The port that it came in by.
-    pub port: PortId,
-    /// The shard that owns its flow.
-    pub shard: usize,
-}
-
-/// What one shard hands to another.
-#[derive(Debug)]
-pub enum Handover<P> {
-    /// A packet of a flow that the other one owns.
-    Process(P, Parsed, PortId),
-    /// A finished packet, for a port that this shard has no queue of.
-    Send(P, PortId),
-    /// A packet for the kernel twin of a port.
-    Twin(P, PortId),
-}
 
 /// Where packets for a port's kernel go.
 pub enum Twin<Q> {
@@ -59,6 +44,8 @@ pub enum Twin<Q> {
 /// One port as a shard sees it.
 pub struct ShardPort<Q: Queue> {
     queue: Result<Q, usize>,
+    /// Of a VLAN: the port that it is on, and its identifier.
+    vlan: Option<(PortId, u16)>,
     twin: Twin<Q>,
     transmit: Burst<Q::Packet>,
 }
@@ -66,116 +53,25 @@ pub struct ShardPort<Q: Queue> {
 impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
-        Self { queue, twin, transmit: Burst::new() }
-    }
-}
-
-/// A shard's end of its rings to one classifier.
-#[derive(Debug)]
-pub struct ClassifierLink<P> {
-    questions: Producer<Question<Held<P>>>,
-    notices: Producer<Notice>,
-    replies: Consumer<Reply<Held<P>>>,
-    plumbs: Consumer<Plumb>,
-}
-
-/// A classifier's end of its rings to one shard.
-#[derive(Debug)]
-pub struct ShardLink<P> {
-    /// Packets without a route.
-    pub questions: Consumer<Question<Held<P>>>,
-    /// What happened to routes.
-    pub notices: Consumer<Notice>,
-    /// The packets with their answers.
-    pub replies: Producer<Reply<Held<P>>>,
-    /// Orders about routes without a packet.
-    pub plumbs: Producer<Plumb>,
-}
-
-/// The rings between a shard and a classifier; `packets` and `notices` say how many wait at the most.
-#[must_use]
-pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<P>) {
-    let (questions, questions_out) = RingBuffer::new(packets);
-    let (notices, notices_out) = RingBuffer::new(notices);
-    let (replies_in, replies) = RingBuffer::new(packets);
-    let (plumbs_in, plumbs) = RingBuffer::new(packets);
-    (
-        ClassifierLink { questions, notices, replies, plumbs },
-        ShardLink { questions: questions_out, notices: notices_out, replies: replies_in, plumbs: plumbs_in },
-    )
-}
-
-/// A shard's end of the rings to the other shards, by their number; its own place is empty.
-#[derive(Debug)]
-pub struct Neighbourhood<P> {
-    to: Vec<Option<Producer<Handover<P>>>>,
-    from: Vec<Consumer<Handover<P>>>,
-}
-
-/// The rings among `shards` shards, each `packets` long.
-#[must_use]
-pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
-    let mut all: Vec<Neighbourhood<P>> =
-        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
-    for from in 0..shards {
-        for to in 0..shards {
-            if from == to {
-                all[from].to.push(None);
-                continue;
-            }
-            let (producer, consumer) = RingBuffer::new(packets);
-            all[from].to.push(Some(producer));
-            all[to].from.push(consumer);
-        }
-    }
-    all
-}
-
-/// A shard's counters where other threads can read them; the shard writes, everybody reads.
-#[derive(Debug)]
-pub struct Published {
-    counters: Vec<AtomicU64>,
-    drops: Vec<AtomicU64>,
-    routes: [AtomicU64; 2],
-}
-
-impl Default for Published {
-    fn default() -> Self {
-        let zeros = |count| std::iter::repeat_with(AtomicU64::default).take(count).collect();
-        Self {
-            counters: zeros(ShardCounters::NAMES.len()),
-            drops: zeros(DropReason::ALL.len()),
-            routes: Default::default(),
-        }
-    }
-}
-
-impl Published {
-    /// Counters with their names.
-    pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        ShardCounters::NAMES.iter().copied().zip(self.counters.iter().map(|value| value.load(Ordering::Relaxed)))
+        Self { queue, vlan: None, twin, transmit: Burst::new() }
     }
 
-    /// Drops with their reasons.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL.iter().copied().zip(self.drops.iter().map(|value| value.load(Ordering::Relaxed)))
-    }
-
-    /// IPv4 and IPv6 routes in the table.
+    /// A VLAN with this identifier on another port.
     #[must_use]
-    pub fn routes(&self) -> (u64, u64) {
-        (self.routes[0].load(Ordering::Relaxed), self.routes[1].load(Ordering::Relaxed))
+    pub fn vlan(parent: PortId, id: u16) -> Self {
+        Self { queue: Err(usize::MAX), vlan: Some((parent, id)), twin: Twin::Itself, transmit: Burst::new() }
     }
+}
 
-    fn store(&self, forwarder: &Forwarder, drops: &Drops) {
-        for (to, from) in self.counters.iter().zip(forwarder.counters.values()) {
-            to.store(from, Ordering::Relaxed);
-        }
-        for (to, from) in self.drops.iter().zip(drops.values()) {
-            to.store(*from, Ordering::Relaxed);
-        }
-        self.routes[0].store(forwarder.routes4().len() as u64, Ordering::Relaxed);
-        self.routes[1].store(forwarder.routes6().len() as u64, Ordering::Relaxed);
+/// A burst on its way through the quick lane.
+struct Stage<P> {
+    packets: Burst<P>,
+    lane: QuickLane,
+}
+
+impl<P> Default for Stage<P> {
+    fn default() -> Self {
+        Self { packets: Burst::new(), lane: QuickLane::default() }
     }
 }
 
@@ -189,8 +85,12 @@ pub struct Shard<Q: Queue> {
     classifiers: Vec<ClassifierLink<Q::Packet>>,
     published: Arc<Published>,
     burst: usize,
+    /// Empty between two turns.
+    stages: [Stage<Q::Packet>; STAGES],
     last_published: Moment,
     pace: SweepPace,
+    fragments: FragmentTable<Held<Q::Packet>>,
+    unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
 }
@@ -207,6 +107,7 @@ impl<Q: Queue> Shard<Q> {
         classifiers: Vec<ClassifierLink<Q::Packet>>,
         burst: usize,
     ) -> Self {
+        let fragments = fragments::table(&forwarder, Limits::default());
         Self {
             number,
             farm,
@@ -216,10 +117,20 @@ impl<Q: Queue> Shard<Q> {
             classifiers,
             published: Arc::default(),
             burst: burst.clamp(1, BURST),
+            stages: Default::default(),
             last_published: Moment(0),
             pace: SweepPace::default(),
+            fragments,
+            unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
         }
+    }
+
+    /// The same with other limits for the datagrams whose fragments it follows.
+    #[must_use]
+    pub fn with_fragments(mut self, limits: Limits) -> Self {
+        self.fragments = fragments::table(&self.forwarder, limits);
+        self
     }
 
     /// Its number.
@@ -255,13 +166,14 @@ impl<Q: Queue> Shard<Q> {
     pub fn set_farm(&mut self, farm: &Arc<Farm>) {
         if !Arc::ptr_eq(&self.farm, farm) {
             self.farm = Arc::clone(farm);
+            self.unresolved.look_again();
         }
     }
 
     /// One round: what has arrived at queues and rings, the sending of what came of it, and a bounded piece of housekeeping.
     /// Returns how many packets and messages it dealt with.
     pub fn turn(&mut self, now: Moment) -> usize {
-        let mut work = 0;
+        let mut work = self.go_on_resolved(now);
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
         }
@@ -288,45 +200,102 @@ impl<Q: Queue> Shard<Q> {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
             }
         }
+        if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
+    }
+
+    /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
+    /// passes one behind the other, so that the memory has the time of a whole burst to answer.
+    fn receive_bursts(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let (mut work, mut bursts, mut more) = (0, 0, true);
+        let mut step = 0;
+        while more || step < bursts + 2 {
+            if more {
+                let arrived = self.take_in(step % STAGES, port, now);
+                work += arrived;
+                bursts += usize::from(arrived > 0);
+                more = arrived == BURST && bursts < BURSTS_AT_ONCE;
+            }
+            if (1..=bursts).contains(&step) {
+                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
+                self.forwarder.look(packets, lane);
+            }
+            if (2..=bursts + 1).contains(&step) {
+                self.finish((step - 2) % STAGES, id, now);
+            }
+            step += 1;
+        }
+        self.forwarder.counters.received += work as u64;
+        work
+    }
+
+    /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
+    #[inline]
+    fn take_in(&mut self, stage: usize, port: usize, now: Moment) -> usize {
+        let Ok(queue) = &mut self.ports[port].queue else {
+            return 0;
+        };
+        let packets = &mut self.stages[stage].packets;
+        queue.receive(packets);
+        let arrived = packets.len();
+        let id = port_id(port);
+        if self.farm.is_trunk(id) {
+            let mut all = std::mem::take(packets);
+            self.take_tagged(&mut all, id, now);
+            self.stages[stage].packets = all;
+        }
+        let Stage { packets, lane } = &mut self.stages[stage];
+        self.forwarder.enter(packets, id, &self.farm, lane);
+        arrived
+    }
+
+    /// The last pass over a burst of the quick lane, and the general way for what is left.
+    #[inline]
+    fn finish(&mut self, stage: usize, port: PortId, now: Moment) {
+        let Stage { packets, lane } = &mut self.stages[stage];
+        let departures = self.forwarder.leave(packets, lane, &self.farm, millis(now));
+        let first = departures[0];
+        if first != GENERAL
+            && departures[..packets.len()].iter().fold(0, |mixed, departure| mixed | (departure ^ first)) == 0
+            && let ShardPort { queue: Ok(queue), transmit, .. } = &mut self.ports[usize::from(first)]
+            && transmit.is_empty()
+        {
+            // All of it leaves by one port, and nothing waits there.
+            transmit_burst(queue, packets, &mut self.forwarder);
+        } else {
+            let packets = std::mem::take(packets);
+            self.dispatch(packets, &departures, port, now);
+        }
+    }
+
+    /// Takes one burst from a port and forwards it in pieces of the configured size.
+    fn receive_pieces(&mut self, port: usize, now: Moment) -> usize {
+        let id = port_id(port);
+        let mut burst = Burst::new();
         if let Ok(queue) = &mut self.ports[port].queue {
             queue.receive(&mut burst);
         }
-        if burst.is_empty() {
-            return work;
+        let work = burst.len();
+        self.forwarder.counters.received += work as u64;
+        if self.farm.is_trunk(id) {
+            self.take_tagged(&mut burst, id, now);
         }
-        work += burst.len();
-        self.forwarder.counters.received += burst.len() as u64;
         self.process(burst, id, now);
         work
     }
 
     /// Forwards a burst that came in by `port`, in pieces of the configured size.
     fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
-        if self.burst < BURST {
-            while !burst.is_empty() {
-                let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-                self.process_at_once(&mut piece, port, now);
-            }
-        } else {
-            self.process_at_once(&mut burst, port, now);
+        while !burst.is_empty() {
+            let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
+            let departures = self.forwarder.forward(&mut piece, port, &self.farm, millis(now));
+            self.dispatch(piece, &departures, port, now);
         }
     }
 
-    #[inline]
-    fn process_at_once(&mut self, burst: &mut Burst<Q::Packet>, port: PortId, now: Moment) {
-        let mut departures = Departures::new();
-        self.forwarder.forward(burst, port, &self.farm, millis(now), &mut departures);
-        if let Some(&first) = departures.first()
-            && first != GENERAL
-            && departures.iter().all(|departure| *departure == first)
-            && let ShardPort { queue: Ok(_), transmit, .. } = &mut self.ports[usize::from(first)]
-            && transmit.is_empty()
-        {
-            // All of it leaves by one port: the burst itself is what is to be sent.
-            std::mem::swap(transmit, burst);
-            return;
-        }
-        for (packet, departure) in burst.drain(..).zip(&departures) {
+    /// Sends each packet where the quick lane says, or takes it the general way.
+    fn dispatch(&mut self, packets: Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
+        for (packet, departure) in packets.into_iter().zip(departures) {
             if *departure == GENERAL {
                 self.process_one(packet, port, now);
             } else {
@@ -363,6 +332,7 @@ impl<Q: Queue> Shard<Q> {
                         self.tell_notices();
                         self.settle(packet, parsed, port, fate, now);
                     }
+                    Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
@@ -426,21 +396,29 @@ impl<Q: Queue> Shard<Q> {
             }
             Verdict::Once { .. } | Verdict::Reset(_) if parsed.class == Class::Icmp => Fate::Drop(DropReason::Icmp),
             Verdict::Install { route, replace } => {
-                self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now))
+                match self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now)) {
+                    Fate::Drop(DropReason::PoolExhausted) if self.farm.resets(&parsed.key) => {
+                        self.refuse(&mut packet, port, DropReason::PoolExhausted)
+                    }
+                    fate => fate,
+                }
             }
             Verdict::Once { endpoint, mode } => self.forwarder.once(&mut packet, &parsed, endpoint, mode, &self.farm),
             Verdict::Drop(refusal) => Fate::Drop(refusal.into()),
-            Verdict::Reset(refusal) => {
-                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
-                if self.respond(&mut packet, |frame, out| responder::refuse(frame, out, mac)) {
-                    self.forwarder.counters.refused += 1;
-                    Fate::Send(port)
-                } else {
-                    Fate::Drop(refusal.into())
-                }
-            }
+            Verdict::Reset(refusal) => self.refuse(&mut packet, port, refusal.into()),
         };
         self.settle(packet, parsed, port, fate, now);
+    }
+
+    /// Makes a reset or an ICMP error of a packet that cannot be served.
+    fn refuse(&mut self, packet: &mut Q::Packet, port: PortId, reason: DropReason) -> Fate {
+        let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
+        if self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
+            self.forwarder.counters.refused += 1;
+            Fate::Send(port)
+        } else {
+            Fate::Drop(reason)
+        }
     }
 
     /// Does what a packet's fate says.
@@ -456,6 +434,11 @@ impl<Q: Queue> Shard<Q> {
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
+            Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
+            Fate::Unresolved(to, neighbour) => {
+                self.wait_for_neighbour(Held { packet, parsed, port, shard: self.number }, (to, neighbour), now);
+            }
+            Fate::TooBig(mtu) if split::may_split(packet.data(), &parsed) => self.split(packet, parsed, port, mtu, now),
             Fate::TooBig(mtu) => {
                 self.forwarder.drops.count(DropReason::TooBig);
                 let may_fragment =
@@ -481,13 +464,13 @@ impl<Q: Queue> Shard<Q> {
                 let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
                 let farm = Arc::clone(&self.farm);
                 let owns = |address| farm.answers_for(port, address);
-                let is_vip = |address| farm.vips.iter().any(|vip| vip.address == address);
+                let is_ours = |address| farm.stands_for(address);
                 if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
-                    || matches!(responder::echo_in_place(packet.data_mut(), is_vip), Answer::Reply(_))
+                    || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_))
                 {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
-                } else if self.farm.vip_of(&parsed.key).is_some() {
+                } else if self.farm.is_for_us(&parsed.key) {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
                     self.hand_to_twin(packet, port);
@@ -521,6 +504,13 @@ impl<Q: Queue> Shard<Q> {
     }
 
     fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
+        if let Some((parent, id)) = self.ports[usize::from(port)].vlan {
+            // The kernel has its own interface for the VLAN, on top of the port's.
+            if let Some(packet) = vlan::tagged(packet, id, &mut self.forwarder.drops) {
+                self.hand_to_twin(packet, parent);
+            }
+            return;
+        }
         match &mut self.ports[usize::from(port)].twin {
             Twin::Itself => self.forwarder.counters.twin += 1,
             Twin::Port(queue) => {
@@ -550,6 +540,9 @@ impl<Q: Queue> Shard<Q> {
 
     /// Hands the forwarder's notices to the classifiers, each flow's in order. One that finds its ring full waits.
     fn tell_notices(&mut self) {
+        if !self.forwarder.has_notices() {
+            return;
+        }
         let links = &mut self.classifiers;
         let hash = self.forwarder.hash().clone();
         let (mut told, mut deferred) = (0, 0);
@@ -588,6 +581,8 @@ impl<Q: Queue> Shard<Q> {
             self.forwarder.counters.notices += told;
             self.forwarder.counters.notices_deferred += deferred;
         }
+        self.expire_fragments(now);
+        self.expire_unresolved(now);
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();
@@ -619,7 +614,14 @@ fn send<Q: Queue>(
         }
         Err(shard) => {
             let shard = *shard;
-            hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port));
+            match ports[usize::from(port)].vlan {
+                None => hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port)),
+                Some((parent, id)) => {
+                    if let Some(packet) = vlan::tagged(packet, id, &mut forwarder.drops) {
+                        send(ports, neighbours, forwarder, packet, parent);
+                    }
+                }
+            }
         }
     }
 }
@@ -672,6 +674,10 @@ impl SweepPace {
     }
 }
 
+/// Bursts taken from a port in one turn at the most: each but the last two is fetched while others are worked on.
+const BURSTS_AT_ONCE: usize = 8;
+/// Passes of the quick lane.
+const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.
 const ERRORS_PER_SECOND: u32 = 1000;
 /// DF, in the first byte of an IPv4 header's fragment field.

@@ -8,6 +8,7 @@ from pathlib import Path
 from processes import LabError, run, wait_until
 
 LARGE = 10 * 1024 * 1024
+ECHO_PORT = 7
 
 NGINX = """
 daemon off;
@@ -83,6 +84,13 @@ def start(state, topology, host):
         10,
         alive=lambda: state.ensure_alive(host.name),
     )
+
+
+def start_echo(state, host):
+    """Starts one host's UDP echo."""
+    log = folder_of(state, host) / "echo.log"
+    program = Path(__file__).with_name("echo.py")
+    state.start(f"{host.name}-echo", ["/usr/bin/python3", program, "serve", ECHO_PORT, log], log, host.namespace)
 
 
 def kill(state, topology, host):

@@ -33,7 +33,7 @@ def table(topology, checks, loads, counters, retransmissions):
     """The final table."""
     out = []
     out.append(f"{'':32}{'requests':>10}{'failed':>8}{'req/s':>9}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}  (ms)")
-    out.append(f"{'curl: page, 10 MB down, 10 MB up':32}{checks['requests']:>10}{len(checks['failures']):>8}")
+    out.append(f"{'pages, 10 MB up and down, UDP':32}{checks['requests']:>10}{len(checks['failures']):>8}")
     for load in loads:
         latency = load["latency_us"]
         rate = load["requests"] / (load["duration_us"] / 1e6)

@@ -42,12 +42,18 @@ class Topology:
     # Whether the kernel keeps the unit's interfaces, and their addresses on them; else both are with a twin.
     shared_ports: bool = True
     queues: int = 2
+    # Of the hosts' segment and, where that is another one, of the client's.
+    mtu: int = 1500
+    client_mtu: int = 1500
 
     def __post_init__(self):
         if not 1 <= self.host_count <= 64:
             raise LabError(f"--hosts {self.host_count}: between 1 and 64")
         if not 1 <= self.queues <= 4:
             raise LabError(f"--queues {self.queues}: between 1 and 4")
+        for mtu in (self.mtu, self.client_mtu):
+            if not 1280 <= mtu <= 1500:
+                raise LabError(f"--mtu {mtu}: between 1280 and 1500")
         side = 80 if self.two_sided is False else 81
         self.hosts = [
             Host(
@@ -151,6 +157,10 @@ class Topology:
         self._cable(namespace, interface, segment, port, 1)
         ip(namespace, f"address add {ipv4} dev {interface}", f"address add {ipv6} dev {interface} nodad")
 
+    def mtu_of(self, segment):
+        """The MTU of a segment by its name."""
+        return self.client_mtu if self.two_sided and segment == "clients" else self.mtu
+
     def _cable(self, namespace, interface, segment, port, queues):
         count = f"numtxqueues {queues} numrxqueues {queues}"
         ip(
@@ -158,7 +168,7 @@ class Topology:
             f"link add {port} {count} type veth peer name {interface} {count} netns {namespace}",
             f"link set {port} master {segment} up",
         )
-        ip(namespace, f"link set {interface} up")
+        ip(namespace, f"link set {interface} mtu {self.mtu_of(segment)} up")
 
     def _client_up(self):
         self._plug(self.client, "eth0", "clients", "10.80.0.2/24", "fd80::2/64", "client")
@@ -199,8 +209,8 @@ class Topology:
             extra = 12 if self.mode == "gue" else 0
             ip(
                 host.namespace,
-                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {1440 - extra}",
-                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {1400 - extra}",
+                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {self.mtu - 60 - extra}",
+                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {self.mtu - 100 - extra}",
             )
 
     def down(self):

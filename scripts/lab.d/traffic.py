@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from hosts import LARGE, AccessLogs, folder_of, sha256
+from hosts import ECHO_PORT, LARGE, AccessLogs, folder_of, sha256
 from processes import LabError, run
 
 # wrk's own summary, as one line that a program can read.
@@ -59,6 +60,17 @@ def check_transfers(state, topology, ipv6):
     for path in [*stored, fetched]:
         path.unlink(missing_ok=True)
     return 3, wrong
+
+
+def check_datagrams(state, topology, ipv6):
+    """UDP datagrams of all sizes there and back. Returns (requests, what went wrong)."""
+    sizes = [1, 512, 1200, topology.mtu_of("clients") - 28 - 20 * ipv6]
+    # A packet socket's fanout puts fragments together before the unit sees them.
+    sizes += [] if topology.shared_ports else [1473, 4000, 9000]
+    program = Path(__file__).with_name("echo.py")
+    arguments = ["/usr/bin/python3", program, "ask", topology.vips[ipv6], ECHO_PORT, *sizes]
+    done = run(["ip", "netns", "exec", topology.client, *arguments], check=False, timeout=60)
+    return len(sizes), [f"UDP: {line}" for line in done.stdout.splitlines() or done.stderr.splitlines()]
 
 
 def load(state, topology, *, ipv6, close, seconds, connections, progress):

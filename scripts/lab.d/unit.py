@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from hosts import ECHO_PORT
 from processes import LabError, run, tail, wait_until
 
 CONFIG = """# Written by scripts/lab.
@@ -34,15 +35,15 @@ services:
 SERVICE = """  - id: {id}
     name: {name}
     vip: "{vip}"
-    protocol: tcp
-    ports: 80
+    protocol: {protocol}
+    ports: {port}
     mode: {mode}{pool}
     select: tokens
     take: greatest
     tokens: 100
     max_age: 1s
     no_endpoint: drop
-    probe: {{ kind: http, path: /, interval: 500ms, timeout: 400ms, rise: 2, fall: 3 }}
+    probe: {{ kind: http, port: {probed}, path: /, interval: 500ms, timeout: 400ms, rise: 2, fall: 3 }}
     endpoints:
 {endpoints}"""
 
@@ -70,18 +71,20 @@ def write_config(state, topology, port_type, queues):
     """Writes the unit's YAML into the lab's folder."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     ports = []
-    for index, (interface, _, ipv4, ipv6) in enumerate(topology.unit_ports):
+    for index, (interface, segment, ipv4, ipv6) in enumerate(topology.unit_ports):
         ports.append(
-            f"  - name: net{index}\n    device: {port_type}:{interface}\n    queues: {queues}\n    mtu: 1500\n"
+            f"  - name: net{index}\n    device: {port_type}:{interface}\n    queues: {queues}\n    mtu: {topology.mtu_of(segment)}\n"
             f'    addresses: ["{ipv4}", "{ipv6}"]'
             + (f"\n    twin: {twin(index)}" if port_type != "af_packet" else "")
         )
     services = []
-    for number, (name, vip) in enumerate(zip(("web", "web6"), topology.vips), start=1):
+    names = [("web", "tcp", 80), ("web6", "tcp", 80), ("echo", "udp", ECHO_PORT), ("echo6", "udp", ECHO_PORT)]
+    for number, (name, protocol, vip_port) in enumerate(names, start=1):
+        vip = topology.vips[name.endswith("6")]
         endpoints = []
         for host in topology.hosts:
-            address = host.ipv4 if name == "web" else host.ipv6
-            port = f", port: {topology.host_port}" if topology.host_port != 80 else ""
+            address = host.ipv6 if name.endswith("6") else host.ipv4
+            port = f", port: {topology.host_port}" if topology.host_port != vip_port == 80 else ""
             endpoints.append(
                 f'      - {{ host: {host.name}, address: "{address}"{port}, capacity: {host.capacity} }}'
             )
@@ -90,8 +93,11 @@ def write_config(state, topology, port_type, queues):
                 id=number,
                 name=name,
                 vip=vip,
+                protocol=protocol,
+                port=vip_port,
+                probed=topology.host_port,
                 mode=topology.mode,
-                pool=f"\n    pool: {name}" if topology.pools else "",
+                pool=f"\n    pool: {'web6' if name.endswith('6') else 'web'}" if topology.pools else "",
                 endpoints="\n".join(endpoints),
             )
         )

@@ -27,6 +27,8 @@ from scapy.layers.inet6 import (  # noqa: E402
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
     PadN,
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # noqa: E402
@@ -55,6 +57,10 @@ class Family:
     def __str__(self):
         return f"v{self.version}"
 
+    @property
+    def other(self):
+        return V6 if self.version == 4 else V4
+
     def ip(self, src, dst, **fields):
         """A header with fields that have to survive."""
         if self.version == 4:
@@ -66,8 +72,8 @@ V4, V6 = Family(4), Family(6)
 FAMILIES = (V4, V6)
 
 
-def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
-    """A unit's YAML: the VIPs of both families, web on TCP 80 and a service on UDP 53."""
+def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens", mtu=1500, cross=False):
+    """A unit's YAML: the VIPs of both families, web on TCP 80 and a service on UDP 53; `cross`: hosts of the other family."""
     far = ports == 2
     text = ["unit: { id: 1, name: golden }"]
     text += ["dataplane:", "  shards: 4", "  classifiers: 2", "  cpus: [0]", "  seed: 7"]
@@ -75,7 +81,7 @@ def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
         text.append(f"  timeouts: {timeouts}")
     text.append("ports:")
     text.append(
-        f'  - {{ name: net0, device: "af_packet:golden0", mac: "{PORT_MAC["net0"]}", '
+        f'  - {{ name: net0, device: "af_packet:golden0", mac: "{PORT_MAC["net0"]}", mtu: {mtu}, '
         'addresses: [192.0.2.1/24, "2001:db8::1/64"] }'
     )
     if far:
@@ -106,7 +112,8 @@ def config(mode, *, hosts=1, ports=1, timeouts="", select="tokens"):
                     f"    protocol: {protocol}\n    ports: {port}\n    mode: {mode}\n    select: {select}\n    endpoints:"
                 )
                 for i in range(1, hosts + 1):
-                    address = (family.far_hosts if far else family.hosts)[i]
+                    outer = family.other if cross else family
+                    address = (outer.far_hosts if far else outer.hosts)[i]
                     # A host serves two VIPs on one port each; nat needs to tell their replies apart.
                     other = f", port: {host_port(protocol, kind)}" if mode == "nat" else ""
                     text.append(f'      - {{ host: host-{i}, address: "{address}"{other} }}')
@@ -147,6 +154,14 @@ class Case:
         """`packet` comes in by `port` and leaves as `expected`; the flow's name begins with its kind."""
         self.arrives(packet, port, flow.split(" ")[0])
         self.out.setdefault(out_port, []).append({"flow": flow, "frame": bytes(expected).hex()})
+
+    def waits(self, packet, kind="", port="net0"):
+        """`packet` comes in; what becomes of it is said elsewhere."""
+        self.arrives(packet, port, kind)
+
+    def later(self, seconds):
+        """Time passes before what comes next."""
+        self.clock = (self.clock // 1000 + 1) * 1000 + seconds * 1_000_000
 
     def drop(self, packet, reason, port="net0"):
         """`packet` is dropped and counted."""
@@ -212,13 +227,14 @@ def forwarded(packet, *, src_mac, dst_mac, **rewrite):
 class Path:
     """How the packets of one mode travel between a client and host 1."""
 
-    def __init__(self, mode, family, protocol, *, ports=1, kind="routed", client_mac=ROUTER_MAC, tags=()):
+    def __init__(self, mode, family, protocol, *, ports=1, kind="routed", client_mac=ROUTER_MAC, tags=(), cross=False):
+        self.outer = family.other if cross else family
         self.mode, self.family, self.protocol, self.tags = mode, family, protocol, tags
         self.kind, self.client_mac = kind, client_mac
         self.vip = family.vip if kind == "routed" else family.onlink_vip
         self.vip_port = 80 if protocol == "tcp" else 53
         self.host_side = "net1" if ports == 2 else "net0"
-        self.host = (family.far_hosts if ports == 2 else family.hosts)[1]
+        self.host = (self.outer.far_hosts if ports == 2 else self.outer.hosts)[1]
         self.client = family.near if client_mac == NEAR_MAC else family.client
 
     def l4(self, **fields):
@@ -235,8 +251,31 @@ class Path:
         case.sends(packet, self.at_host(packet), f"request {sport}", out_port=self.host_side)
 
     def at_host(self, packet):
+        if self.mode in ("ipip", "gue"):
+            return self.tunnelled(packet)
         rewrite = {"dst": self.host, "dport": host_port(self.protocol, self.kind)} if self.mode == "nat" else {}
         return forwarded(packet, src_mac=PORT_MAC[self.host_side], dst_mac=HOST_MAC[1], **rewrite)
+
+    def tunnelled(self, packet):
+        """RFC 2003 and 2473, or GUE over UDP: the packet as a router passes it on, in a header from the unit to the host."""
+        inner = forwarded(packet, src_mac=PORT_MAC[self.host_side], dst_mac=HOST_MAC[1])
+        ip = inner[IP] if IP in inner else inner[IPv6]
+        kind = 4 if IP in inner else 41
+        ports = bytes(packet[TCP] if TCP in packet else packet[UDP])[:4]
+        return self.encapsulated(packet, bytes(ip), kind, ip.tos if IP in inner else ip.tc, ports)
+
+    def encapsulated(self, packet, inner, kind, traffic_class, ports):
+        entropy = flow_entropy(self.client, ports)
+        if self.mode == "gue":
+            gue = bytes([0, kind, 0, 0])
+            inner = struct.pack("!4H", entropy, 6080, 8 + 4 + len(inner), 0) + gue + inner
+            kind = 17
+        if self.outer is V4:
+            outer = IP(src=V4.unit, dst=self.host, ttl=64, flags="DF", id=0, tos=traffic_class, proto=kind)
+        else:
+            outer = IPv6(src=V6.unit, dst=self.host, hlim=64, tc=traffic_class, fl=entropy, nh=kind)
+        link = ether(src=PORT_MAC[self.host_side], dst=HOST_MAC[1], tags=self.tags)
+        return link / outer / Raw(inner)
 
     def reply(self, case, payload=b"", *, dport=40000, **fields):
         """A packet from the host, where it comes back through the unit, and how the client gets it."""
@@ -258,7 +297,7 @@ class Path:
         """The route that must be there at the end."""
 
         def endpoint(address, port):
-            return f"[{address}]:{port}" if self.family is V6 else f"{address}:{port}"
+            return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
         case.routes.append(
             {
@@ -270,6 +309,16 @@ class Path:
                 ),
             }
         )
+
+
+def flow_entropy(client, ports):
+    """What spreads the flows of one tunnel: a mix of the client's ports and the first four bytes of its address."""
+    address = ipaddress.ip_address(client).packed[:4]
+    if ":" in client:
+        address = ipaddress.ip_address(client).packed[12:]
+    words = int.from_bytes(ports, "little") << 32 | int.from_bytes(address, "little")
+    mixed = (words ^ words >> 29) * 0x9E3779B97F4A7C15 % (1 << 64)
+    return mixed >> 48 | 0xC000
 
 
 SYN_OPTIONS = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1000, 0)), ("NOP", None), ("WScale", 7)]
@@ -552,18 +601,454 @@ def wrong_cases():
         case.drop(broken, "bad_checksum")
     yield case
 
-    case = Case("fragments", config(mode))
-    for fields in ({"flags": "MF", "frag": 0}, {"flags": "MF", "frag": 4}, {"flags": 0, "frag": 8}):
-        case.drop(ether() / V4.ip(V4.client, V4.vip, proto=17, **fields) / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
-    for offset, more in ((0, 1), (4, 1), (8, 0)):
-        header = IPv6ExtHdrFragment(nh=17, offset=offset, m=more, id=77)
-        case.drop(ether() / V6.ip(V6.client, V6.vip) / header / Raw(b"\x9c\x40\0\x35\0\x40\0\0" + bytes(24)), "fragment")
-    yield case
-
     case = Case("protocol", config(mode))
     case.drop(ether() / V4.ip(V4.client, V4.vip, proto=47) / Raw(bytes(24)), "protocol")
     case.drop(ether() / V6.ip(V6.client, V6.vip, nh=47) / Raw(bytes(24)), "protocol")
     yield case
+
+
+def pieces(packet, bounds, ident):
+    """A whole packet's fragments with these bounds (multiples of 8, in bytes of its payload), in order."""
+    packet = Ether(bytes(packet))
+    v4 = IP in packet
+    ip = packet[IP] if v4 else packet[IPv6]
+    protocol, payload = (ip.proto if v4 else ip.nh), bytes(ip.payload)
+    link = Ether(bytes(packet)[: bytes(packet).index(bytes(ip))])
+    bounds = [0, *bounds, len(payload)]
+    result = []
+    for start, end in zip(bounds, bounds[1:]):
+        more = end < len(payload)
+        if v4:
+            header = IP(
+                src=ip.src, dst=ip.dst, tos=ip.tos, ttl=ip.ttl, proto=protocol, id=ident,
+                flags="MF" if more else 0, frag=start // 8,
+            )
+        else:
+            header = IPv6(src=ip.src, dst=ip.dst, tc=ip.tc, fl=ip.fl, hlim=ip.hlim, nh=44)
+            header = header / IPv6ExtHdrFragment(nh=protocol, offset=start // 8, m=int(more), id=ident)
+        result.append(link / header / Raw(payload[start:end]))
+    return result
+
+
+ORDERS = {"in-order": (0, 1, 2), "backwards": (2, 1, 0), "first-in-the-middle": (1, 0, 2)}
+
+
+def in_pieces(path, case, whole, expected, ident, order, kind, port, out_port):
+    """A packet comes in by pieces, and leaves by the same: the first one goes before those that have waited for it."""
+    bounds = (1200, 2400)
+    before, after = pieces(whole, bounds, ident), [bytes(p) for p in expected(bounds)]
+    for at in order:
+        case.waits(before[at], kind, port)
+    first = order.index(0)
+    for at in (0, *order[:first], *order[first + 1 :]):
+        case.out.setdefault(out_port, []).append({"flow": f"{kind} {ident}", "frame": after[at].hex()})
+
+
+def fragment_cases():
+    """Fragments follow their flow in every mode, both ways; what is wrong with them is dropped."""
+    for mode in ("dsr", "nat", "ipip", "gue"):
+        for family in FAMILIES:
+            for protocol in ("udp", "tcp"):
+                for name, order in ORDERS.items():
+                    case = Case(f"{mode}-{family}-{protocol}-{name}", config(mode))
+                    fragmented_conversation(Path(mode, family, protocol), case, order)
+                    yield case
+            case = Case(f"{mode}-{family}-vlan", config(mode))
+            fragmented_conversation(Path(mode, family, "udp", tags=(7,)), case, ORDERS["backwards"])
+            yield case
+    for family in FAMILIES:
+        yield from wrong_fragments(family)
+
+
+def fragmented_conversation(path, case, order):
+    """A connection (or the first datagram), then packets of 3000 bytes in pieces, and their answers where they come back."""
+    if path.protocol == "tcp":
+        path.request(case, flags="S", seq=1)
+        path.request(case, flags="A", seq=2, ack=1)
+    for ident in (0x77, 0x78):
+        fields = {"flags": "PA", "seq": 2, "ack": 1} if path.protocol == "tcp" else {}
+        ip = {"flags": 0} if path.family is V4 else {}
+        whole = ether(src=path.client_mac, tags=path.tags) / path.family.ip(path.client, path.vip, **ip)
+        whole = whole / path.l4(sport=40000, dport=path.vip_port, **fields) / Raw(pattern(3000))
+
+        def at_host(bounds, whole=whole, ident=ident):
+            if path.mode not in ("ipip", "gue"):
+                return pieces(path.at_host(whole), bounds, ident)
+            ports = bytes(Ether(bytes(whole))[TCP if path.protocol == "tcp" else UDP])[:4]
+            kind = 4 if path.family is V4 else 41
+            inner = pieces(forwarded(whole, src_mac=PORT_MAC["net0"], dst_mac=HOST_MAC[1]), bounds, ident)
+            layer = IP if path.family is V4 else IPv6
+            return [path.encapsulated(None, bytes(Ether(bytes(p))[layer]), kind, 0x2E, ports) for p in inner]
+
+        in_pieces(path, case, whole, at_host, ident, order, "request", "net0", path.host_side)
+        if path.mode == "nat":
+            back = ether(src=HOST_MAC[1], dst=PORT_MAC[path.host_side], tags=path.tags)
+            back = back / path.family.ip(path.host, path.client, **ip)
+            back = back / path.l4(sport=host_port(path.protocol, path.kind), dport=40000, **fields) / Raw(pattern(2999))
+            there = forwarded(back, src_mac=PORT_MAC["net0"], dst_mac=path.client_mac, src=path.vip, sport=path.vip_port)
+            in_pieces(
+                path, case, back, lambda bounds, there=there, ident=ident: pieces(there, bounds, ident), ident, order,
+                "reply", path.host_side, "net0",
+            )
+    path.route(case)
+
+
+def wrong_fragments(family):
+    """Overlaps, tiny ones, floods, and those whose first never comes."""
+    mode = "nat"
+    path = Path(mode, family, "udp")
+    whole = ether() / family.ip(family.client, family.vip, **({"flags": 0} if family is V4 else {}))
+    datagram = whole / UDP(sport=40000, dport=53) / Raw(pattern(3000))
+    segment = whole / TCP(sport=40000, dport=80, flags="A") / Raw(pattern(100))
+
+    case = Case(f"{family}-overlap", config(mode))
+    coarse, fine = pieces(datagram, (1200, 2400), 9), pieces(datagram, (800, 1600, 2400), 9)
+    for packet in (coarse[1], fine[1], coarse[0], coarse[2], fine[3]):
+        case.drop(packet, "bad_fragment")
+    # One that says that the datagram ends before what has been seen of it, and one behind the end.
+    short = pieces(datagram, (1200, 2400), 10)
+    end = pieces(whole / UDP(sport=40000, dport=53) / Raw(pattern(1800)), (1200,), 10)
+    for packet in (short[2], end[1], short[0]):
+        case.drop(packet, "bad_fragment")
+    yield case
+
+    case = Case(f"{family}-tiny", config(mode))
+    case.drop(pieces(segment, (8,), 1)[0], "bad_fragment")
+    case.drop(pieces(segment, (16,), 2)[0], "bad_fragment")
+    case.drop(pieces(segment, (8,), 3)[1], "bad_fragment")  # would bring the flags
+    options = whole / TCP(sport=40000, dport=80, flags="A", options=SYN_OPTIONS) / Raw(pattern(100))
+    case.drop(pieces(options, (24,), 4)[0], "bad_fragment")  # the header goes on in the next
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="S") / Raw(pattern(100)), (48,), 5)[0], "bad_fragment")
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="SF") / Raw(pattern(100)), (48,), 6)[0], "bad_fragment")
+    case.drop(pieces(whole / TCP(sport=40000, dport=80, flags="") / Raw(pattern(100)), (48,), 7)[0], "bad_flags")
+    yield case
+
+    case = Case(f"{family}-lengths", config(mode))
+    odd = Ether(bytes(pieces(datagram, (1200,), 1)[0]))
+    odd[Raw].load = odd[Raw].load[:-4]
+    for layer in (IP, IPv6):
+        if layer in odd:
+            for name in ("len", "chksum", "plen"):
+                if name in odd[layer].fields:
+                    delattr(odd[layer], name)
+    case.drop(odd, "bad_fragment")
+    last = 0x1FFF * 8
+    if family is V4:
+        beyond = ether() / V4.ip(V4.client, V4.vip, proto=17, flags=0, frag=last // 8) / Raw(pattern(100))
+    else:
+        beyond = ether() / V6.ip(V6.client, V6.vip) / IPv6ExtHdrFragment(nh=17, offset=last // 8, id=1) / Raw(pattern(100))
+    case.drop(beyond, "bad_fragment")
+    yield case
+
+    # A third of them waits until the time is over, for the datagram whose first one is missing has no flow.
+    case = Case(f"{family}-never-whole", config(mode))
+    for ident in range(20):
+        case.waits(pieces(datagram, (1200, 2400), ident)[1 + ident % 2])
+    case.later(61)
+    path.request(case, b"later")
+    case.drops["fragment"] = 20
+    yield case
+
+    # 1024 buffers may wait, a quarter of them in each of the four shards; all of a client's are in one.
+    case = Case(f"{family}-flood", config(mode))
+    for ident in range(1000):
+        case.waits(pieces(datagram, (1200, 2400), ident)[1 + ident % 2])
+    case.drops["fragment_table"] = 1000 - 256
+    in_order = Path(mode, family, "udp")
+    fragmented_conversation(in_order, case, ORDERS["in-order"])
+    yield case
+
+    # Pings in pieces, and other protocols: nothing says which flow they are of.
+    case = Case(f"{family}-other-protocols", config(mode))
+    for protocol in (1 if family is V4 else 58, 47):
+        for frag, more in ((0, 1), (6, 0)):
+            if family is V4:
+                packet = ether() / V4.ip(V4.client, V4.vip, proto=protocol, flags=more, frag=frag) / Raw(pattern(48))
+            else:
+                header = IPv6ExtHdrFragment(nh=protocol, offset=frag, m=more, id=protocol)
+                packet = ether() / V6.ip(V6.client, V6.vip) / header / Raw(pattern(48))
+            case.drop(packet, "fragment")
+    yield case
+
+
+def tunnel_cases():
+    """Conversations in tunnels, the outer family the inner one's and the other; what is too big for them, to the byte."""
+    for mode in ("ipip", "gue"):
+        for cross in (False, True):
+            name = f"{mode}-cross" if cross else mode
+            for family in FAMILIES:
+                for protocol in ("tcp", "udp"):
+                    for tags in ((), (7,), (100, 7)):
+                        case = Case(f"{name}-{family}-{protocol}" + "".join(f"-vlan{t}" for t in tags), config(mode, cross=cross, mtu=2000))
+                        conversation(Path(mode, family, protocol, tags=tags, cross=cross), case, (40000, 40001, 40002))
+                        yield case
+                for mtu in (1500, 1280, 1400, 9000):
+                    case = Case(f"{name}-{family}-mtu{mtu}", config(mode, cross=cross, mtu=mtu))
+                    too_big(Path(mode, family, "tcp", cross=cross), case, mtu)
+                    yield case
+            case = Case(f"{name}-split", config(mode, cross=cross))
+            split(Path(mode, V4, "udp", cross=cross), case)
+            yield case
+        case = Case(f"{mode}-v4-options", config(mode))
+        options = {"options": [IPOption_NOP(), IPOption_RR(pointer=4, routers=["0.0.0.0"])]}
+        Path(mode, V4, "tcp").request(case, ip=options, flags="S")
+        yield case
+        case = Case(f"{mode}-v6-destination-options", config(mode))
+        extension = IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0\0\0\0")])
+        Path(mode, V6, "tcp").request(case, extension=extension, flags="S")
+        yield case
+        case = Case(f"{mode}-padding", config(mode))
+        packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+        case.sends(bytes(packet).ljust(60, b"\0"), Path(mode, V4, "tcp").at_host(packet))
+        yield case
+
+
+def overhead(path):
+    return (20 if path.outer is V4 else 40) + (12 if path.mode == "gue" else 0)
+
+
+def too_big(path, case, mtu):
+    """The largest packet that fits, and one byte more; told in the VIP's name, with as much of the packet as is allowed."""
+    family = path.family
+    path.request(case, flags="S", seq=1)
+    path.request(case, flags="A", seq=2, ack=1)
+    room = mtu - overhead(path)
+    headers = (20 if family is V4 else 40) + 20
+    path.request(case, pattern(room - headers), flags="A", seq=2, ack=1)
+    for more in (1, 2, 20):
+        packet = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
+        packet = packet / Raw(pattern(room - headers + more))
+        quoted = bytes(Ether(bytes(packet)).payload)
+        answer = ether(src=PORT_MAC["net0"], dst=ROUTER_MAC)
+        if family is V4:
+            error = ICMP(type=3, code=4, nexthopmtu=room)
+            answer = answer / IP(src=path.vip, dst=path.client, tos=0xC0, ttl=64, flags="DF", id=0) / error / Raw(quoted[:548])
+        else:
+            # No sender believes less than 1280.
+            error = ICMPv6PacketTooBig(mtu=max(room, 1280))
+            answer = answer / IPv6(src=path.vip, dst=path.client, hlim=64) / error / Raw(quoted[: 1280 - 48])
+        case.sends(packet, answer, "too-big")
+        case.drops["too_big"] = case.drops.get("too_big", 0) + 1
+
+
+def split(path, case):
+    """IPv4 packets whose sender allows it go on in pieces; a fragment, too."""
+    path.request(case, b"first")
+    room = 1500 - overhead(path)
+    most = (room - 20) // 8 * 8
+    ports = struct.pack("!2H", 40000, path.vip_port)
+    for ident, size in ((0x31, 1472), (0x32, 1473 - overhead(path)), (0x33, 3000)):
+        whole = ether() / V4.ip(V4.client, V4.vip, flags=0, id=ident) / UDP(sport=40000, dport=53) / Raw(pattern(size))
+        length = size + 8
+        client_bounds = list(range(1480, length, 1480))
+        for packet in pieces(whole, client_bounds, ident):
+            case.waits(packet, "split")
+        passed = forwarded(whole, src_mac=PORT_MAC["net0"], dst_mac=HOST_MAC[1])
+        bounds = sorted({*client_bounds, *(start + most for start in (0, *client_bounds) if start + most < length)})
+        bounds = [b for b in bounds if b < length]
+        for piece in pieces(passed, bounds, ident):
+            inner = bytes(Ether(bytes(piece))[IP])
+            expected = path.encapsulated(None, inner, 4, 0x2E, ports)
+            case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(expected).hex()})
+
+
+GATEWAYS = {
+    "192.0.2.201": "02:00:00:00:00:c9", "192.0.2.202": "02:00:00:00:00:ca", "192.0.2.203": "02:00:00:00:00:cb",
+    "2001:db8::201": "02:00:00:00:00:c9", "2001:db8::202": "02:00:00:00:00:ca", "2001:db8::203": "02:00:00:00:00:cb",
+}
+
+
+def route_cases():
+    """Answers go by the longest prefix: several gateways, host routes, on-link clients; who is not resolved is waited for in vain."""
+    for family, nets in (
+        (V4, [("198.51.100.0/24", "192.0.2.201"), ("198.51.100.128/25", "192.0.2.202"), ("198.51.100.200/32", "192.0.2.203")]),
+        (V6, [("2001:db8:c::/48", "2001:db8::201"), ("2001:db8:c:8000::/49", "2001:db8::202"), ("2001:db8:c:8000::c8/128", "2001:db8::203")]),
+    ):
+        v4 = family is V4
+        text = config("nat").replace("routes:\n", "routes:\n" + "".join(
+            f'  - {{ prefix: "{net}", via: "{via}", port: net0 }}\n' for net, via in nets
+        ))
+        text = text.replace("neighbours:\n", "neighbours:\n" + "".join(
+            f'  - {{ port: net0, address: "{address}", mac: "{mac}" }}\n' for address, mac in GATEWAYS.items()
+        ))
+        case = Case(f"{family}-longest-prefix", text)
+        at = "198.51.100.{}" if v4 else "2001:db8:c{}"
+        clients = [
+            (at.format("7" if v4 else "::7"), nets[0][1]),
+            (at.format("127" if v4 else ":7fff::1"), nets[0][1]),
+            (at.format("128" if v4 else ":8000::1"), nets[1][1]),
+            (at.format("199" if v4 else ":8000::c7"), nets[1][1]),
+            (at.format("200" if v4 else ":8000::c8"), nets[2][1]),
+            ("203.0.113.9" if v4 else "2001:db8:d::9", V4_ROUTER if v4 else V6_ROUTER),
+            (family.near, family.near),
+        ]
+        macs = {**GATEWAYS, V4_ROUTER: ROUTER_MAC, V6_ROUTER: ROUTER_MAC, family.near: NEAR_MAC}
+        for client, via in clients:
+            for protocol in ("tcp", "udp"):
+                path = Path("nat", family, protocol, client_mac=macs[via])
+                path.client = client
+                conversation(path, case)
+        yield case
+
+        # A client on link whom nobody knows: its connection reaches the host, the answers wait for it, and not for ever.
+        case = Case(f"{family}-unresolved", config("nat"))
+        path = Path("nat", family, "udp")
+        path.client = "192.0.2.77" if v4 else "2001:db8::77"
+        path.request(case, b"question")
+        answer = ether(src=HOST_MAC[1]) / family.ip(path.host, path.client)
+        answer = answer / UDP(sport=host_port("udp"), dport=40000) / Raw(b"answer")
+        for _ in range(20):
+            case.waits(answer, "answers")
+        case.later(4)
+        path.client = family.client
+        path.request(case, b"another client")
+        case.drops["unresolved"] = 20
+        yield case
+
+
+VLANS = """  - { name: red, device: "vlan:net0.100", mtu: 1400, addresses: [10.100.0.1/24, "fd10::1/64"] }
+  - { name: blue, device: "vlan:net0.200", addresses: [10.200.0.1/24, "fd20::1/64"] }
+"""
+
+
+def vlan_config(mode):
+    """Clients untagged and in VLAN 100, hosts in VLAN 200; a VIP on link in VLAN 100."""
+    text = config(mode).replace("neighbours:\n", VLANS + "neighbours:\n")
+    for family in FAMILIES:
+        host, near = ("10.200.0.11", "10.100.0.50") if family is V4 else ("fd20::11", "fd10::50")
+        text = text.replace(f'port: net0, address: "{family.hosts[1]}"', f'port: blue, address: "{host}"')
+        text = text.replace(f'address: "{family.hosts[1]}"', f'address: "{host}"')
+        text = text.replace("neighbours:\n", f'neighbours:\n  - {{ port: red, address: "{near}", mac: "{NEAR_MAC}" }}\n')
+        text = text.replace(f'vip: "{family.onlink_vip}"', f'vip: "{"10.100.0.100" if family is V4 else "fd10::100"}"')
+    return text.replace(f"address: {V4.hosts[1]} ", "address: 10.200.0.11 ")
+
+
+def tag(packet, vlan, prio=0):
+    """The frame in a VLAN, with a tag as the unit puts it on."""
+    frame = bytes(packet)
+    return frame[:12] + struct.pack("!HH", 0x8100, prio << 13 | vlan) + frame[12:]
+
+
+def vlan_cases():
+    """VLANs as ports of their own: whoever is in which, every frame leaves with the tag of its way."""
+    for mode in ("dsr", "nat", "ipip"):
+        for family in FAMILIES:
+            v4 = family is V4
+            host = "10.200.0.11" if v4 else "fd20::11"
+            for name, client, vip, client_mac, client_vlan in (
+                ("untagged-client", family.client, family.vip, ROUTER_MAC, None),
+                ("tagged-client", "10.100.0.50" if v4 else "fd10::50", "10.100.0.100" if v4 else "fd10::100", NEAR_MAC, 100),
+            ):
+                case = Case(f"{mode}-{family}-{name}", vlan_config(mode))
+                path = Path(mode, family, "tcp", client_mac=client_mac, kind="onlink" if client_vlan else "routed")
+                path.client, path.vip, path.host = client, vip, host
+                unit = ("10.200.0.1" if v4 else "fd20::1")
+                for flags, size in (("S", 0), ("A", 0), ("PA", 1000), ("FA", 0)):
+                    packet = ether(src=client_mac) / family.ip(client, vip)
+                    packet = packet / path.l4(sport=40000, dport=80, flags=flags) / Raw(pattern(size))
+                    expected = path.at_host(packet)
+                    if mode == "ipip":
+                        expected[IP if v4 else IPv6].src = unit
+                        if v4:
+                            del expected[IP].chksum
+                    if client_vlan:
+                        packet = tag(packet, client_vlan, prio=5)
+                    case.sends(packet, tag(expected, 200), "request")
+                    if mode == "nat":
+                        back = ether(src=HOST_MAC[1]) / family.ip(host, client)
+                        back = back / path.l4(sport=host_port("tcp", path.kind), dport=40000, flags="A") / Raw(pattern(size))
+                        there = forwarded(back, src_mac=PORT_MAC["net0"], dst_mac=client_mac, src=vip, sport=80)
+                        case.sends(tag(back, 200), tag(there, client_vlan) if client_vlan else there, "answer")
+                yield case
+
+    case = Case("questions", vlan_config("dsr"))
+    port = PORT_MAC["net0"]
+    asks = ether(src=NEAR_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=NEAR_MAC, psrc="10.100.0.50", pdst="10.100.0.100")
+    answer = ether(src=port, dst=NEAR_MAC) / ARP(op=2, hwsrc=port, psrc="10.100.0.100", hwdst=NEAR_MAC, pdst="10.100.0.50")
+    case.sends(tag(asks, 100, prio=7), tag(answer, 100), "arp")
+    case.to_twin(asks)  # not its link
+    case.arrives(tag(asks, 200), "net0")
+    case.twin.append(tag(asks, 200).hex())
+    packet = ether(src=NEAR_MAC) / V4.ip("10.100.0.50", "10.100.0.100") / ICMP(type=8, id=9, seq=1) / Raw(b"ping")
+    echo = ether(src=port, dst=NEAR_MAC) / V4.ip("10.100.0.100", "10.100.0.50", ttl=64) / ICMP(type=0, id=9, seq=1) / Raw(b"ping")
+    case.sends(tag(packet, 100), tag(echo, 100), "echo")
+    # The kernel gets what is not the dataplane's with the tag it had; so does a VLAN that is no port of ours.
+    for vlan in (100, 300):
+        case.to_twin(tag(ether() / V4.ip("10.100.0.50", "10.100.0.1") / TCP(sport=5, dport=22, flags="S"), vlan))
+    # A priority alone is no VLAN.
+    packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
+    expected = forwarded(packet, src_mac=port, dst_mac=HOST_MAC[1])
+    case.sends(tag(packet, 0, prio=3), tag(expected, 200), "priority")
+    yield case
+
+    # A smaller MTU in the client's VLAN: the host is told.
+    case = Case("mtu", vlan_config("nat"))
+    path = Path("nat", V4, "tcp", kind="onlink")
+    packet = ether(src=NEAR_MAC) / V4.ip("10.100.0.50", "10.100.0.100") / TCP(sport=40000, dport=80, flags="S")
+    path.vip, path.host = "10.100.0.100", "10.200.0.11"
+    case.sends(tag(packet, 100), tag(path.at_host(packet), 200), "request")
+    back = ether(src=HOST_MAC[1]) / V4.ip("10.200.0.11", "10.100.0.50")
+    back = back / TCP(sport=host_port("tcp", "onlink"), dport=40000, flags="A") / Raw(pattern(1361))
+    quoted = bytes(Ether(bytes(back)).payload)
+    told = ether(src=port, dst=HOST_MAC[1]) / IP(src="10.100.0.50", dst="10.200.0.11", tos=0xC0, ttl=64, flags="DF", id=0)
+    told = told / ICMP(type=3, code=4, nexthopmtu=1400) / Raw(quoted[:548])
+    case.sends(tag(back, 200), tag(told, 200), "answer")
+    case.drops["too_big"] = 1
+    yield case
+
+
+def header_cases():
+    """IPv4 options, IPv6 extension headers and jumbo frames, by the stated policy."""
+    for mode in ("dsr", "nat"):
+        path4, path6 = Path(mode, V4, "udp"), Path(mode, V6, "udp")
+        case = Case(f"{mode}-v4-options", config(mode))
+        timestamp = b"\x44\x08\x05\x00\0\0\0\0"
+        alert, security = b"\x94\x04\0\0", b"\x82\x0b" + bytes(9) + b"\x01"
+        for options in (b"\x01\x01\x01\x00", timestamp, alert, security, b"\x07\x07\x04\0\0\0\0\0", b"\x01" * 40):
+            path4.request(case, b"options", ip={"options": [Raw(options)], "flags": 0})
+        for options in (
+            b"\x83\x07\x04\xc0\x00\x02\x09\x00", b"\x89\x07\x04\xc0\x00\x02\x09\x00",  # source routes
+            b"\x01\x01\x83\x03\x04\x00\x00\x00", b"\x07\x00\x00\x00", b"\x07\x01\x00\x00", b"\x07\x05\x00\x00",
+            b"\x01\x01\x01\x07",
+        ):
+            packet = ether() / V4.ip(V4.client, V4.vip, options=[Raw(options)]) / UDP(sport=40000, dport=53)
+            case.drop(packet, "ip_option")
+        yield case
+
+        case = Case(f"{mode}-v6-extension-headers", config(mode))
+        pad = [PadN(optdata=b"\0\0\0\0")]
+        spent = IPv6ExtHdrRouting(type=0, segleft=0, addresses=["2001:db8::1"])
+        for extension in (
+            IPv6ExtHdrHopByHop(options=pad),
+            IPv6ExtHdrDestOpt(options=pad),
+            IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrDestOpt(options=pad),
+            spent,
+            IPv6ExtHdrFragment(offset=0, m=0, id=5),  # an atomic fragment
+            IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrDestOpt(options=pad) / spent / IPv6ExtHdrDestOpt(options=pad),
+        ):
+            path6.request(case, b"extension", extension=extension)
+        bad = [
+            IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::1"]),
+            IPv6ExtHdrRouting(type=4, segleft=1, addresses=["2001:db8::1"]),
+            IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+        ]
+        chain = IPv6ExtHdrDestOpt(options=pad)
+        for _ in range(9):
+            chain = IPv6ExtHdrDestOpt(options=pad) / chain
+        for extension in (*bad, chain):
+            case.drop(ether() / V6.ip(V6.client, V6.vip) / extension / UDP(sport=40000, dport=53), "extension_header")
+        # The chain ends before its header does.
+        whole = bytes(ether() / V6.ip(V6.client, V6.vip, plen=8) / IPv6ExtHdrDestOpt(len=3, options=pad))
+        case.drop(whole, "truncated")
+        yield case
+
+        case = Case(f"{mode}-jumbo", config(mode, mtu=9000))
+        for family in FAMILIES:
+            path = Path(mode, family, "udp")
+            for size in (1473, 4000, 9000 - 28 if family is V4 else 9000 - 48):
+                path.request(case, pattern(size))
+                path.reply(case, pattern(size))
+        yield case
 
 
 def local_cases():
@@ -661,6 +1146,11 @@ def burst_cases():
 GROUPS = {
     "dsr": lambda: mode_cases("dsr"),
     "nat": lambda: mode_cases("nat"),
+    "fragments": fragment_cases,
+    "tunnels": tunnel_cases,
+    "routes": route_cases,
+    "vlans": vlan_cases,
+    "headers": header_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

@@ -395,6 +395,7 @@ fn device_name(device: &weir_config::Device) -> String {
         weir_config::Device::AfPacket(interface) => format!("af_packet:{interface}"),
         weir_config::Device::AfXdp(interface) => format!("af_xdp:{interface}"),
         weir_config::Device::Pci(name) | weir_config::Device::Vdev(name) => name.clone(),
+        weir_config::Device::Vlan { parent, id } => format!("vlan:{parent}.{id}"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 use weir_admin::AdminSocket;
 use weir_config::{Config, ProbeKind};
-use weir_dataplane::farm::Farm;
+use weir_dataplane::farm::{Farm, PortId};
 use weir_dpdk::{Mempool, Port};
 use weir_health_load::{Directive, Health, ProbeStateError};
 use weir_identity::{EndpointId, Incarnation, Moment};
@@ -202,13 +202,21 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
     }));
     info!(socket = %shared.config.admin.socket.display(), "weirctl may ask");
 
-    let mut check = tokio::time::interval(Duration::from_millis(100));
+    let mut check = tokio::time::interval(LOOK_EVERY);
+    let mut clients = Clients::default();
     loop {
         tokio::select! {
             _ = terminate.recv() => { info!("SIGTERM: the unit ends"); break }
             _ = interrupt.recv() => { info!("SIGINT: the unit ends"); break }
             Some(change) = health.recv() => shared.health(&change),
-            _ = check.tick() => if failed.load(Ordering::Acquire) { break },
+            _ = check.tick() => {
+                if failed.load(Ordering::Acquire) {
+                    break;
+                }
+                if let Some(mirror) = &mirror {
+                    clients.resolve(shared, mirror);
+                }
+            }
             changed = next_snapshot(&mut snapshots) => match (changed, &mirror) {
                 (Some(snapshot), Some(mirror)) => take_snapshot(shared, mirror, snapshot),
                 _ => {
@@ -264,6 +272,33 @@ fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netl
     shared.publish(&mut knowledge);
 }
 
+/// Neighbours that packets have waited for and that are not known from the YAML: clients and their routers.
+#[derive(Debug, Default)]
+struct Clients(VecDeque<(Moment, PortId, IpAddr)>);
+
+impl Clients {
+    /// Lets the kernel resolve what shards want; after a while the kernel may forget each again.
+    fn resolve(&mut self, shared: &Shared, mirror: &KernelMirror) {
+        let now = uptime();
+        let knowledge = shared.knowledge.lock();
+        while self.0.len() > CLIENTS || self.0.front().is_some_and(|(at, ..)| now.since(*at) >= CLIENT_KEPT) {
+            let Some((_, port, address)) = self.0.pop_front() else { break };
+            if let Some(interface) = knowledge.interface(usize::from(port))
+                && !knowledge.wanted_neighbours().contains(&(port, address))
+            {
+                mirror.forget(interface, address);
+            }
+        }
+        for (port, address) in shared.cores.wanted() {
+            if let Some(interface) = knowledge.interface(usize::from(port)) {
+                debug!(interface, %address, "packets wait for a neighbour");
+                mirror.ask(interface, address);
+                self.0.push_back((now, port, address));
+            }
+        }
+    }
+}
+
 /// Whether an interface is up with a carrier; `None` if there is none of this name.
 #[must_use]
 pub fn link_is_up(snapshot: &weir_netlink::Snapshot, interface: &str) -> Option<bool> {
@@ -314,5 +349,10 @@ pub fn statistics(ports: &[Port]) -> BTreeMap<&'static str, u64> {
     sums
 }
 
+/// How often the cores are looked at: whether they live, and for what neighbours packets wait.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Neighbours that the kernel is asked to keep resolved for packets' sake, at the most and for how long.
+const CLIENTS: usize = 1024;
+const CLIENT_KEPT: Duration = Duration::from_secs(600);
 /// Changes of health that are kept for `weirctl hosts`.
 const RECENT: usize = 64;

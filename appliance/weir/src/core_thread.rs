@@ -4,6 +4,7 @@
 //! be for them. So a ring needs no bell of its own, and a busy unit makes no system call for it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use tracing::{error, warn};
 use weir_config::{Config, Idle};
 use weir_dataplane::core::{ClassifierSeat, Command, Core, PublishedClassifier, Turn};
-use weir_dataplane::farm::Farm;
+use weir_dataplane::farm::{Farm, PortId};
 use weir_dataplane::shard::{Published, Shard};
 use weir_dpdk::{Eal, PacketSockets};
 use weir_identity::Moment;
@@ -186,6 +187,11 @@ impl Cores {
     #[must_use]
     pub fn cpu_of(&self, shard: usize) -> Option<usize> {
         self.places.lock().get(shard).map(|core| self.handles[*core].cpu)
+    }
+
+    /// Takes the neighbours whose link-layer addresses packets wait for: on which port's link, and their addresses.
+    pub fn wanted(&self) -> impl Iterator<Item = (PortId, IpAddr)> + '_ {
+        self.shards.iter().flat_map(|shard| std::iter::from_fn(|| shard.wanted()))
     }
 
     /// All counters and drops (as `drop_REASON`), summed over shards and classifiers.

@@ -9,6 +9,7 @@ use weir_config::{Config, Device, DirectiveState, Endpoint as ConfigEndpoint, Se
 use weir_dataplane::farm::{Endpoint, FarmParts, Neighbour, NoEndpoint, Port, PortId, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::protocol;
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
+use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
 use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
 use weir_identity::{EndpointId, Moment};
@@ -113,6 +114,7 @@ impl Knowledge {
                 vip: vips.iter().zip(0..).find(|(vip, _)| vip.address == service.vip).map_or(0, |(_, index)| index),
             })
             .collect();
+        let (pools, pool_of) = self.pools();
         let endpoints = self
             .endpoints
             .iter()
@@ -127,6 +129,13 @@ impl Knowledge {
                     directive: known.directive,
                     backup: settings.backup,
                     tunnel: self.tunnel(service.mode, settings.address),
+                    pool: match service.mode {
+                        weir_config::Mode::FullNat { pool } => {
+                            let [v4, v6] = pool_of[pool];
+                            if settings.address.is_ipv4() { v4 } else { v6 }
+                        }
+                        _ => None,
+                    },
                     hop: None,
                 }
             })
@@ -136,7 +145,13 @@ impl Knowledge {
             vips,
             services,
             endpoints,
-            ports: self.macs.iter().zip(&config.ports).map(|(&mac, port)| Port { mac, mtu: port.mtu }).collect(),
+            pools,
+            ports: self
+                .macs
+                .iter()
+                .zip(&config.ports)
+                .map(|(&mac, port)| Port { mac, mtu: port.mtu, vlan: vlan(port) })
+                .collect(),
             timeouts: timeouts(config),
             prefixes: self.prefixes(),
             neighbours: self.neighbours(),
@@ -217,6 +232,22 @@ impl Knowledge {
         wanted.sort_unstable();
         wanted.dedup();
         wanted
+    }
+
+    /// The pools, each of one family; and where each pool of the YAML has its IPv4 and its IPv6 addresses.
+    fn pools(&self) -> (Vec<PoolPorts>, Vec<[Option<usize>; 2]>) {
+        let mut pools = Vec::new();
+        let pool_of = self.config.pools.iter().map(|pool| {
+            [true, false].map(|v4| {
+                let addresses = pool.each_address().filter(|address| address.is_ipv4() == v4).collect();
+                // Validation has seen to it that what has addresses has ports for all shards.
+                let ports = PoolPorts::new(addresses, pool.port_range.clone(), self.config.dataplane.shards).ok()?;
+                pools.push(ports);
+                Some(pools.len() - 1)
+            })
+        });
+        let pool_of = pool_of.collect();
+        (pools, pool_of)
     }
 
     /// The tunnel to an endpoint, from the unit's own address nearest to it.
@@ -315,7 +346,16 @@ pub fn interface(port: &weir_config::Port) -> Option<&str> {
     match (&port.twin, &port.device) {
         (Some(twin), _) => Some(twin),
         (None, Device::AfPacket(interface) | Device::AfXdp(interface)) => Some(interface),
-        (None, Device::Pci(_) | Device::Vdev(_)) => None,
+        (None, Device::Pci(_) | Device::Vdev(_) | Device::Vlan { .. }) => None,
+    }
+}
+
+/// The port and identifier of a port that is a VLAN.
+#[must_use]
+pub fn vlan(port: &weir_config::Port) -> Option<(PortId, u16)> {
+    match port.device {
+        Device::Vlan { parent, id } => Some((port_id(parent), id)),
+        _ => None,
     }
 }
 

@@ -194,7 +194,7 @@ pub fn require_root() -> Result<(), PortsError> {
 /// [`PortsError`], each with what to do about it.
 pub fn open(config: &Config) -> Result<Opened, PortsError> {
     let settings = &config.dataplane;
-    for port in &config.ports {
+    for port in config.ports.iter().filter(|port| crate::knowledge::vlan(port).is_none()) {
         let source = |source| PortsError::Device { port: port.name.clone(), source };
         device(&port.device).check().map_err(source)?;
     }
@@ -236,6 +236,13 @@ pub fn open(config: &Config) -> Result<Opened, PortsError> {
 
 impl Opened {
     fn open_port(&mut self, eal: Eal, index: usize, settings: &weir_config::Port) -> Result<(), PortsError> {
+        if let Device::Vlan { parent, .. } = settings.device {
+            self.ports.push(Vec::new());
+            self.macs.push(self.macs[parent]);
+            self.ends.has_twin.push(false);
+            self.ends.owners.push(1);
+            return Ok(());
+        }
         let in_port = |source| PortsError::Port { port: settings.name.clone(), source };
         let device = device(&settings.device);
         let vdevs = device
@@ -314,6 +321,7 @@ fn device(device: &Device) -> weir_dpdk::Device {
         Device::AfXdp(interface) => weir_dpdk::Device::AfXdp(interface.clone()),
         Device::Pci(address) => weir_dpdk::Device::Pci(address.clone()),
         Device::Vdev(vdev) => weir_dpdk::Device::Vdev(Vdev::parse(vdev)),
+        Device::Vlan { .. } => weir_dpdk::Device::Vdev(Vdev::parse("")), // never: it is opened with its parent
     }
 }
 

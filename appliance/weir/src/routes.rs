@@ -4,8 +4,7 @@ use weir_admin::api::{Direction, Flow, Protocol, RouteEndpoint, RouteEntry};
 use weir_config::Config;
 use weir_dataplane::farm::Farm;
 use weir_dataplane::flow::{Key, protocol};
-use weir_dataplane::forwarder::Forwarder;
-use weir_dataplane::rewrite;
+use weir_dataplane::forwarder::{Forwarder, is_return};
 use weir_dataplane::route_table::{Action, Entry, Mode, State};
 
 /// Both directions of a connection, as far as the shard that owns it has them.
@@ -21,12 +20,10 @@ pub fn lookup(
     let Some(entry) = find(forwarder, key) else {
         return Vec::new();
     };
-    let back = rewrite::return_key(key, entry.action(), farm).map(|(back, _)| back);
+    let back = forwarder.other_direction(key, entry.action(), farm);
     let back = back.and_then(|back| Some((back, find(forwarder, &back)?)));
-    std::iter::once((*key, entry))
-        .chain(back)
-        .filter_map(|(key, entry)| show(&key, entry, farm, config, shard, now))
-        .collect()
+    let show = Show { forwarder, farm, config, shard, now };
+    std::iter::once((*key, entry)).chain(back).filter_map(|(key, entry)| show.one(&key, entry)).collect()
 }
 
 /// All live routes of a shard, the direction from the client of each connection.
@@ -39,9 +36,8 @@ pub fn list<'f>(
 ) -> impl Iterator<Item = RouteEntry> + 'f {
     let v4 = forwarder.routes4().iter().map(|(key, entry)| (Key::V4(key), entry));
     let v6 = forwarder.routes6().iter().map(|(key, entry)| (Key::V6(key), entry));
-    v4.chain(v6)
-        .filter(|(_, entry)| !is_return(entry))
-        .filter_map(move |(key, entry)| show(&key, entry, farm, config, shard, now))
+    let show = Show { forwarder, farm, config, shard, now };
+    v4.chain(v6).filter(|(_, entry)| !is_return(entry.action())).filter_map(move |(key, entry)| show.one(&key, entry))
 }
 
 fn find<'f>(forwarder: &'f Forwarder, key: &Key) -> Option<&'f Entry> {
@@ -51,56 +47,68 @@ fn find<'f>(forwarder: &'f Forwarder, key: &Key) -> Option<&'f Entry> {
     }
 }
 
-/// One route; `None` if it is out of time or no connection's.
-fn show(key: &Key, entry: &Entry, farm: &Farm, config: &Config, shard: usize, now: u32) -> Option<RouteEntry> {
-    if entry.expired(now, &farm.timeouts) {
-        return None;
-    }
-    let action = entry.action();
-    let (client_key, direction) = match action {
-        Action::Send { mode: Mode::NatReturn, value, .. } => {
-            (rewrite::client_key(key, value, farm)?, Direction::ToClient)
-        }
-        _ => (*key, Direction::ToHost),
-    };
-    let protocol = match client_key.protocol() {
-        protocol::TCP => Protocol::Tcp,
-        protocol::UDP => Protocol::Udp,
-        _ => return None,
-    };
-    let flow = Flow { client: client_key.source(), vip: client_key.destination(), protocol };
-    let (name, endpoint) = match action {
-        Action::Send { endpoint, mode, .. } => {
-            let endpoint = farm.endpoint(endpoint)?;
-            let host = config.hosts.iter().find(|host| host.id == endpoint.host);
-            let port = endpoint.port.unwrap_or(flow.vip.port());
-            let endpoint = RouteEndpoint {
-                host: endpoint.host,
-                name: host.map(|host| host.name.clone()).unwrap_or_default(),
-                address: (endpoint.address, port).into(),
-                mode: mode_name(mode).to_owned(),
-            };
-            ("send", Some(endpoint))
-        }
-        Action::Drop => ("drop", None),
-        Action::Divert => ("divert", None),
-        Action::Local => ("local", None),
-    };
-    let idle = u64::from(entry.idle(now));
-    Some(RouteEntry {
-        flow,
-        direction,
-        action: name.to_owned(),
-        endpoint,
-        state: state_name(entry.state()).to_owned(),
-        idle_ms: idle,
-        expires_in_ms: u64::from(farm.timeouts.of(entry.state())).saturating_sub(idle),
-        shard: u32::try_from(shard).unwrap_or(u32::MAX),
-    })
+/// Where routes are shown from.
+#[derive(Clone, Copy)]
+struct Show<'f> {
+    forwarder: &'f Forwarder,
+    farm: &'f Farm,
+    config: &'f Config,
+    shard: usize,
+    now: u32,
 }
 
-fn is_return(entry: &Entry) -> bool {
-    matches!(entry.action(), Action::Send { mode: Mode::NatReturn | Mode::FullNatReturn, .. })
+impl Show<'_> {
+    /// One route; `None` if it is out of time or no connection's.
+    fn one(self, key: &Key, entry: &Entry) -> Option<RouteEntry> {
+        let Self { forwarder, farm, config, shard, now } = self;
+        if entry.expired(now, &farm.timeouts) {
+            return None;
+        }
+        let action = entry.action();
+        let client_key = forwarder.client_flow(key, action, farm)?;
+        // What is neither for a VIP nor translated back is a pool's port in its dead time.
+        farm.vip_of(&client_key)?;
+        let direction = if is_return(action) { Direction::ToClient } else { Direction::ToHost };
+        let protocol = match client_key.protocol() {
+            protocol::TCP => Protocol::Tcp,
+            protocol::UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let flow = Flow { client: client_key.source(), vip: client_key.destination(), protocol };
+        let (name, endpoint) = match action {
+            Action::Send { endpoint, mode, .. } => {
+                let endpoint = farm.endpoint(endpoint)?;
+                let host = config.hosts.iter().find(|host| host.id == endpoint.host);
+                let port = endpoint.port.unwrap_or(flow.vip.port());
+                let endpoint = RouteEndpoint {
+                    host: endpoint.host,
+                    name: host.map(|host| host.name.clone()).unwrap_or_default(),
+                    address: (endpoint.address, port).into(),
+                    mode: mode_name(mode).to_owned(),
+                    source: match mode {
+                        Mode::FullNat => forwarder.other_direction(key, action, farm).map(|back| back.destination()),
+                        Mode::FullNatReturn => Some(key.destination()),
+                        _ => None,
+                    },
+                };
+                ("send", Some(endpoint))
+            }
+            Action::Drop => ("drop", None),
+            Action::Divert => ("divert", None),
+            Action::Local => ("local", None),
+        };
+        let idle = u64::from(entry.idle(now));
+        Some(RouteEntry {
+            flow,
+            direction,
+            action: name.to_owned(),
+            endpoint,
+            state: state_name(entry.state()).to_owned(),
+            idle_ms: idle,
+            expires_in_ms: u64::from(farm.timeouts.of(entry.state())).saturating_sub(idle),
+            shard: u32::try_from(shard).unwrap_or(u32::MAX),
+        })
+    }
 }
 
 /// A mode's name, as in the YAML.

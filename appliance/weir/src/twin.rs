@@ -70,7 +70,8 @@ pub async fn prepare(config: &Config) -> Result<(), TwinError> {
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(TwinError::Open)?;
     let connection = tokio::spawn(connection);
     let mut result = Ok(());
-    for port in &config.ports {
+    // A VLAN's interface is the operator's.
+    for port in config.ports.iter().filter(|port| !matches!(port.device, Device::Vlan { .. })) {
         if let (Some(twin), Ok(())) = (&port.twin, &result) {
             result = prepare_one(&netlink, port, twin).await;
         }

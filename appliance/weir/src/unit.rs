@@ -14,6 +14,7 @@ use weir_dataplane::core::ClassifierSeat;
 use weir_dataplane::farm::Farm;
 use weir_dataplane::flow::FlowHash;
 use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::fragments;
 use weir_dataplane::packet::Queue;
 use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
 use weir_identity::Incarnation;
@@ -93,12 +94,16 @@ impl Assembly<'_> {
             .map_err(|source| AssemblyError::Memory { table: format!("route table of shard {number}"), source })?;
             let ports = (0..self.config.ports.len())
                 .map(|index| {
+                    if let Some((parent, id)) = crate::knowledge::vlan(&self.config.ports[index]) {
+                        return ShardPort::vlan(parent, id);
+                    }
                     let (queue, twin) = port(number, index);
                     ShardPort::new(queue, twin)
                 })
                 .collect();
             let farm = Arc::clone(&self.farm);
-            made.push(Shard::new(number, farm, forwarder, ports, neighbours, links, self.burst));
+            let shard = Shard::new(number, farm, forwarder, ports, neighbours, links, self.burst);
+            made.push(shard.with_fragments(fragment_limits(settings)));
         }
         let seats = shard_links.into_iter().enumerate().map(|(number, links)| {
             let settings = classifier::Settings {
@@ -202,6 +207,12 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     panicked.map_or(Ok(()), |core| Err(UnitError::CorePanicked(core)))
 }
 
+/// What a shard's fragment table may hold: a sixteenth of all packet buffers may wait in the tables of all shards.
+fn fragment_limits(settings: &weir_config::Dataplane) -> fragments::Limits {
+    let shards = u32::try_from(settings.shards).unwrap_or(u32::MAX);
+    fragments::Limits { datagrams: FRAGMENTED_DATAGRAMS.div_ceil(shards), held: (settings.mbufs / 16).div_ceil(shards) }
+}
+
 /// This life's number: milliseconds since 1970.
 fn incarnation() -> Incarnation {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -219,5 +230,7 @@ const SESSION_LIMITS: Limits = Limits { capacity: 1 << 20, dead_time: Duration::
 /// Packets that may wait for a classifier, from each shard; what comes then is dropped and counted.
 const DIVERT_RING: usize = 1024;
 const NOTICE_RING: usize = 8192;
+/// Datagrams in fragments that are followed at once, over all shards.
+const FRAGMENTED_DATAGRAMS: u32 = 8192;
 /// Packets on their way from one shard to another.
 const HANDOVER_RING: usize = 1024;

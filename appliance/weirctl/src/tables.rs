@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use weir_admin::api::{
-    Direction, DirectiveChange, Flow, HostStatus, RouteCount, RouteEntry, RouteList, RouteLookup, ServiceStatus,
-    ShardMove, ShardStatus, Status,
+    Direction, DirectiveChange, Flow, HostStatus, RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup,
+    ServiceStatus, ShardMove, ShardStatus, Status,
 };
 
 /// The unit itself.
@@ -177,6 +177,7 @@ fn routes(routes: &[RouteEntry]) -> String {
             Direction::ToClient => "<",
         };
         let action = match &route.endpoint {
+            Some(RouteEndpoint { mode, name, source: Some(source), .. }) => format!("{mode} {name} as {source}"),
             Some(endpoint) => format!("{} {}", endpoint.mode, endpoint.name),
             None => route.action.clone(),
         };

@@ -510,6 +510,9 @@ pub struct RouteEndpoint {
     pub address: SocketAddr,
     /// The forwarding mode.
     pub mode: String,
+    /// Full-nat: the pool's address and port that the host sees as the client's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SocketAddr>,
 }
 
 /// What is known of one connection.

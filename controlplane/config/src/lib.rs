@@ -32,9 +32,6 @@ pub use types::{
     Ports, Probe, ProbeKind, Protocol, Route, Select, Service, Take, Timeouts, Unit,
 };
 
-/// The forwarding modes that this version can do; the others are parsed and refused. The one place to change for a new one.
-pub const SUPPORTED_MODES: &[&str] = &["dsr", "nat", "ipip", "gue"];
-
 /// Loads a unit's configuration for this machine.
 ///
 /// # Errors

@@ -313,11 +313,29 @@ pub enum Mistake {
         /// Where its ports stand.
         first: String,
     },
-    /// A mode that this version lacks.
-    #[error("mode {mode} is not there yet")]
-    ModeNotYet {
-        /// The mode.
-        mode: &'static str,
+    /// A pool with more addresses than the data plane looks through.
+    #[error("more than {most} addresses")]
+    PoolTooLarge {
+        /// As many are allowed.
+        most: usize,
+    },
+    /// A pool with too few ports to give each shard one.
+    #[error("{ports} ports for {shards} shards: some have none")]
+    FewPoolPorts {
+        /// Ports on each address.
+        ports: usize,
+        /// Shards of the unit.
+        shards: usize,
+    },
+    /// An endpoint whose family no address of its service's pool has.
+    #[error("{address} is {family}, but pool `{pool}` has no {family} address")]
+    PoolFamily {
+        /// The endpoint's address.
+        address: IpAddr,
+        /// Its family.
+        family: &'static str,
+        /// The pool's name.
+        pool: String,
     },
     /// A key of another mode.
     #[error("is of no use with mode {mode}")]
@@ -409,6 +427,22 @@ pub enum Mistake {
         /// Where the other endpoint stands.
         first: String,
     },
+    /// A VLAN whose packets do not fit its port.
+    #[error("a VLAN's mtu of {mtu} is more than the {most} of its port `{port}`")]
+    MtuOverParent {
+        /// As given.
+        mtu: u16,
+        /// The port below.
+        port: String,
+        /// Its MTU.
+        most: u16,
+    },
+    /// A VLAN with what only a port has.
+    #[error("a VLAN has its port's `{key}`")]
+    OfParent {
+        /// The key.
+        key: &'static str,
+    },
     /// A host that serves nothing.
     #[error("host `{host}` is in no service")]
     UnusedHost {
@@ -472,7 +506,11 @@ impl Mistake {
             Mistake::OwnAddress { .. } => "an address that nobody else has".to_owned(),
             Mistake::AtVip { .. } => "the host's own address".to_owned(),
             Mistake::Overlap { .. } => "another port, protocol or VIP".to_owned(),
-            Mistake::ModeNotYet { .. } => format!("there are {}", crate::SUPPORTED_MODES.join(", ")),
+            Mistake::PoolTooLarge { .. } => {
+                "longer prefixes; each address has 60,000 ports to each endpoint".to_owned()
+            }
+            Mistake::FewPoolPorts { .. } => "a wider port_range, or fewer dataplane.shards".to_owned(),
+            Mistake::PoolFamily { family, pool, .. } => format!("an {family} address in pool `{pool}`, too"),
             Mistake::OtherMode { belongs_to, .. } => format!("leave it out, or mode: {belongs_to}"),
             Mistake::NoEffect { .. } => "leave it out".to_owned(),
             Mistake::PortChange { .. } => "leave the port out, or mode: nat".to_owned(),
@@ -491,6 +529,8 @@ impl Mistake {
             Mistake::ProbeTooOften { .. } => "an interval of at least the timeout".to_owned(),
             Mistake::ProbePort { .. } => "port: PORT that answers probes".to_owned(),
             Mistake::RepliesAlike { .. } => "a port or address of its own for each service, on the host".to_owned(),
+            Mistake::MtuOverParent { most, .. } => format!("at most {most}"),
+            Mistake::OfParent { .. } => "leave it out".to_owned(),
             Mistake::UnusedHost { .. } => "an endpoint of a service, or leave it out".to_owned(),
             Mistake::NoServices => "at least one service".to_owned(),
             Mistake::NotUnicast { .. } => "a unicast address that other machines can reach".to_owned(),

@@ -4,7 +4,7 @@
 //! to ids and indices, defaults are filled in, and text is parsed; so nothing that reads a [`Config`] checks it again.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -129,7 +129,8 @@ pub struct Port {
     pub addresses: Vec<IpNet>,
     /// MAC address to use instead of the device's own.
     pub mac: Option<[u8; 6]>,
-    /// Kernel interface (TAP) that stands for the port; always given with `AfXdp` and `Pci`, never with `AfPacket`.
+    /// Kernel interface (TAP) that stands for the port; always given with `AfXdp` and `Pci`, never with `AfPacket`. For a VLAN an
+    /// interface that the kernel has on the parent's, always given unless the parent has none.
     pub twin: Option<String>,
 }
 
@@ -144,6 +145,13 @@ pub enum Device {
     Pci(String),
     /// DPDK vdev string (`net_ring0`, `net_tap0,iface=tap0`).
     Vdev(String),
+    /// A VLAN on another port.
+    Vlan {
+        /// Index into [`Config::ports`] of a port that is no VLAN itself, smaller than this one's.
+        parent: usize,
+        /// 1 to 4094.
+        id: u16,
+    },
 }
 
 /// A static neighbour.
@@ -177,6 +185,36 @@ pub struct Pool {
     pub addresses: Vec<IpNet>,
     /// Ports to take from, on each address.
     pub port_range: RangeInclusive<u16>,
+}
+
+impl Pool {
+    /// Every address: of a prefix all, its first and last included.
+    pub fn each_address(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().flat_map(|net| -> Box<dyn Iterator<Item = IpAddr>> {
+            match (net.network(), net.broadcast()) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => {
+                    Box::new((u32::from(first)..=u32::from(last)).map(|address| Ipv4Addr::from(address).into()))
+                }
+                (IpAddr::V6(first), IpAddr::V6(last)) => {
+                    Box::new((u128::from(first)..=u128::from(last)).map(|address| Ipv6Addr::from(address).into()))
+                }
+                _ => Box::new(std::iter::empty()),
+            }
+        })
+    }
+
+    /// Whether an address is one of the pool's.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
+
+    /// How many addresses there are in prefixes; a number beyond `u128` counts as the greatest.
+    pub(crate) fn count(prefixes: &[IpNet]) -> u128 {
+        let of =
+            |net: &IpNet| 1u128.checked_shl(u32::from(net.max_prefix_len() - net.prefix_len())).unwrap_or(u128::MAX);
+        prefixes.iter().map(of).fold(0, u128::saturating_add)
+    }
 }
 
 /// A server behind the unit.

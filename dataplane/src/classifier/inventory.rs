@@ -123,7 +123,13 @@ fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32)
             evicted = true;
         }
     }
-    if let Ok(index) = table.insert(key, route, now) {
+    let index = table.insert(key, route, now).or_else(|full| {
+        let in_the_way = table.least_in_the_way(key, now).and_then(|worst| table.find(&worst)).ok_or(full)?;
+        table.remove(in_the_way);
+        evicted = true;
+        table.insert(key, route, now)
+    });
+    if let Ok(index) = index {
         table.entry_mut(index).set_flags(ROUTED);
     }
     evicted

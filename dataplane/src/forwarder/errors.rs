@@ -63,7 +63,7 @@ impl ErrorRoute<'_> {
             // The host has the VIP: it knows the flow as it is.
             Mode::Dsr | Mode::Ipip | Mode::Gue => rewrite::deliver(packet, headers, id, mode, value, farm),
             Mode::Nat => {
-                let hop = endpoint.hop.as_ref().ok_or_else(|| Stop::Drop(rewrite::no_hop(endpoint)))?;
+                let hop = endpoint.hop.as_ref().ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
                 let port = endpoint.port.unwrap_or(quoted.route_key().destination().port());
                 let to = SocketAddr::new(endpoint.address, port);
                 icmp_error::to_endpoint_nat(packet.data_mut(), parsed, quoted, to).map_err(Stop::Drop)?;

@@ -1,218 +1,293 @@
 //! The forwarder's quick lane: segments and datagrams of established flows in untagged frames without options, which nearly all are.
 //!
-//! It makes every check that [`crate::parse`] makes, from words read at fixed places; whatever is not as plain as that (another
-//! state, a flag that means something, no route) is left to the general way, so that there is one place for each rule.
+//! It makes the checks that [`crate::parse`] makes and that a packet's key does not imply, from words read at fixed places: where a
+//! route is found, the general way has seen these addresses and this protocol, and that this shard owns them. Whatever is not as
+//! plain as that (another state, a flag that means something, no route) is left to the general way, so that there is one place for
+//! each rule. Instructions count here: each check is a branch of its own, which is always predicted.
 
-use std::hint::select_unpredictable;
-
-use crate::farm::Farm;
-use crate::farm::PortId;
-use crate::flow::{Key4, Key6, protocol};
-use crate::forwarder::{Forwarder, GENERAL};
-use crate::packet::Packet;
+use crate::farm::{Farm, PortId};
+use crate::flow::{Key6, protocol};
+use crate::forwarder::{Departures, Forwarder, GENERAL};
+use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, Look, Mode};
+use crate::route_table::{Action, Entry, Mode, QuickLimits};
 
-/// Where a packet's route should be, between the burst's passes: 0 for a packet that is not for this lane, else one more than an
-/// index, with the highest bit for IPv6 and the next one once the route has been found there.
-pub(super) type Place = u64;
-
-/// The quick lane of one port, for one burst.
-#[derive(Clone, Copy)]
-pub(super) struct QuickLane<'f> {
-    /// The port's address, see [`address_word`].
-    pub(super) mac: u64,
-    pub(super) farm: &'f Farm,
+/// What the lane's three passes over a burst leave for one another. Between them the burst must not change; anything else may, and
+/// the longer they are apart the more of the memory's answers are there in time.
+#[derive(Debug, Clone)]
+pub struct QuickLane {
+    /// The packets of the lane by family, and those whose route has been found in its first line.
+    four: Bits,
+    six: Bits,
+    found: Bits,
+    /// How often the tables had moved a route when it was found.
+    moves: u64,
+    /// Where each packet's route is, or the line where it should be.
+    slots: [usize; BURST],
+    /// Words of the IPv4 packets' keys.
+    addresses: [u64; BURST],
+    rest: [u64; BURST],
 }
 
-impl QuickLane<'_> {
-    /// Checks a frame, finds its owner and asks for its route's line.
-    #[inline(always)]
-    pub(super) fn enter(&self, forwarder: &Forwarder, frame: &[u8]) -> Place {
-        let Some(start) = frame.first_chunk::<SHORTEST>() else {
-            return OTHER;
-        };
-        // Six bytes of address and two of what follows: in the second word that is the EtherType.
-        let (destination, source) = (word(start, 0), word(start, 6));
-        if destination & ADDRESS != self.mac || source & ADDRESS == self.mac {
-            return OTHER;
-        }
-        match source >> 48 {
-            IPV4 => self.enter4(forwarder, start, frame.len()),
-            IPV6 => self.enter6(forwarder, frame),
-            _ => OTHER,
+impl Default for QuickLane {
+    fn default() -> Self {
+        Self {
+            four: Bits(0),
+            six: Bits(0),
+            found: Bits(0),
+            moves: 0,
+            slots: [0; BURST],
+            addresses: [0; BURST],
+            rest: [0; BURST],
         }
     }
+}
 
-    #[inline(always)]
-    fn enter4(&self, forwarder: &Forwarder, start: &[u8; SHORTEST], len: usize) -> Place {
-        let total = usize::from(short(start, 16));
-        let fragment = short(start, 20) & 0x3fff;
-        let (ttl, protocol) = (start[22], start[23]);
-        // RFC 1071 over the header's five 32-bit words.
-        let sum = half(start, 14) + half(start, 18) + half(start, 22) + half(start, 26) + half(start, 30);
-        let sum = (sum & 0xffff_ffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let fits = total + 14 <= len && total <= usize::from(self.farm.smallest_mtu());
-        let plain = start[14] == 0x45 && fragment == 0 && ttl > 1 && sum == 0xffff && fits;
-        let (first, addresses) = (start[26], word(start, 26));
-        let honest = first.wrapping_sub(1) < 223 && first != 127 && addresses >> 32 != addresses & 0xffff_ffff;
-        if !(plain && honest && upper_is_plain(protocol, start, 34, total.wrapping_sub(20))) {
-            return OTHER;
-        }
-        let [.., a, b, c, d] = addresses.to_ne_bytes();
-        let from_client = self.farm.has_vip4([a, b, c, d]);
-        if !from_client && !self.farm.has_endpoint4(&addresses.to_ne_bytes()) {
-            return OTHER;
-        }
-        if forwarder.shards > 1 {
-            let [e, f, g, h, ..] = addresses.to_ne_bytes();
-            let client = if from_client {
-                forwarder.hash.client4([e, f, g, h], [start[34], start[35]])
-            } else {
-                forwarder.hash.client4([a, b, c, d], [start[36], start[37]])
+impl Forwarder {
+    /// First pass over a burst that came in by `port`: takes into the lane what is plain, and asks for the lines of its routes.
+    #[inline]
+    pub fn enter<P: Packet>(&self, packets: &Burst<P>, port: PortId, farm: &Farm, lane: &mut QuickLane) {
+        packets.iter().for_each(Packet::prefetch);
+        let mac = address_word(farm.ports[usize::from(port)].mac);
+        let longest = usize::from(farm.smallest_mtu()) + 14;
+        (lane.four, lane.six, lane.found) = (Bits(0), Bits(0), Bits(0));
+        for (at, packet) in packets.iter().enumerate() {
+            let frame = packet.data();
+            if frame.len() > longest {
+                continue;
+            }
+            let Some(start) = frame.first_chunk::<SHORTEST>() else {
+                continue;
             };
-            if forwarder.owner(client) != forwarder.shard {
-                return OTHER;
+            if word(start, 0) << 16 != mac {
+                continue;
+            }
+            match word(start, 12) & ETHERTYPE_AND_VERSION {
+                IPV4 => self.enter4(lane, start, frame.len(), at),
+                kind if kind & !0x0f_0000 == IPV6 => self.enter6(lane, frame, at),
+                _ => (),
             }
         }
-        let hash = forwarder.hash.route4_words(addresses, ports(start, 34), protocol);
-        forwarder.routes4.prefetch_hash(hash) as u64 + 1
     }
 
     #[inline(always)]
-    fn enter6(&self, forwarder: &Forwarder, frame: &[u8]) -> Place {
+    fn enter4(&self, lane: &mut QuickLane, start: &[u8; SHORTEST], len: usize, at: usize) {
+        let total = usize::from(short(start, 16));
+        let (fragment, ttl, protocol) = (half(start, 20) & 0xff3f, start[22], start[23]);
+        if total + 14 > len || fragment != 0 || ttl <= 1 || !sums_up(start) {
+            return;
+        }
+        if !upper_is_plain(protocol, start, 34, total.wrapping_sub(20)) {
+            return;
+        }
+        let (addresses, rest) = (word(start, 26), u64::from(quad(start, 34)) | u64::from(protocol) << 32);
+        lane.slots[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
+        lane.addresses[at] = addresses;
+        lane.rest[at] = rest;
+        lane.four.put(at, true);
+    }
+
+    #[inline(always)]
+    fn enter6(&self, lane: &mut QuickLane, frame: &[u8], at: usize) {
         let Some(start) = frame.first_chunk::<SHORTEST6>() else {
-            return OTHER;
+            return;
         };
         let payload = usize::from(short(start, 18));
         let (protocol, hop_limit) = (start[20], start[21]);
-        let fits = payload + 54 <= frame.len() && payload + 40 <= usize::from(self.farm.smallest_mtu());
-        let plain = start[14] >> 4 == 6 && hop_limit > 1 && fits;
-        let key = key6(start);
-        // Global, unique local or link-local: anything unspecified, loopback or multicast goes the general way.
-        let honest = key.source[0] != 0 && key.source[0] != 0xff && key.source != key.destination;
-        if !(plain && honest && upper_is_plain(protocol, start, 54, payload)) {
-            return OTHER;
+        if payload + 54 > frame.len() || hop_limit <= 1 || !upper_is_plain(protocol, start, 54, payload) {
+            return;
         }
-        let from_client = self.farm.vip6(&key).is_some();
-        if !from_client && !self.farm.has_endpoint6(&key.source) {
-            return OTHER;
-        }
-        if forwarder.shards > 1 {
-            let [a, b, c, d] = key.ports;
-            let client = if from_client {
-                forwarder.hash.client6(key.source, [a, b])
-            } else {
-                forwarder.hash.client6(key.destination, [c, d])
-            };
-            if forwarder.owner(client) != forwarder.shard {
-                return OTHER;
-            }
-        }
-        (forwarder.routes6.prefetch(&key) as u64 + 1) | SIX
+        lane.slots[at] = self.routes6.prefetch(&key6(start));
+        lane.six.put(at, true);
     }
 
-    /// Looks at the home lines, which are there by now; asks for the next one where that is not enough.
-    #[inline(always)]
-    pub(super) fn look<P: Packet>(&self, forwarder: &Forwarder, packet: &P, place: Place) -> Place {
-        let (look, family) = if place == OTHER {
-            return OTHER;
-        } else if place & SIX == 0 {
-            let Some(start) = packet.data().first_chunk::<SHORTEST>() else {
-                return OTHER;
-            };
-            let (addresses, ports, protocol) = (word(start, 26), ports(start, 34), start[23]);
-            (forwarder.routes4.look(index(place), |slot| slot.difference(addresses, ports, protocol)), 0)
-        } else {
-            let Some(start) = packet.data().first_chunk::<SHORTEST6>() else {
-                return OTHER;
+    /// Second pass: looks at the first lines; asks for the second one where that is not enough.
+    #[inline]
+    pub fn look<P: Packet>(&self, packets: &Burst<P>, lane: &mut QuickLane) {
+        lane.moves = self.moves();
+        let mut found = Bits(0);
+        for at in lane.four {
+            let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
+            let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
+            lane.slots[at] = look.index;
+            found.put(at, look.found);
+        }
+        for at in lane.six {
+            let Some(start) = packets[at].data().first_chunk::<SHORTEST6>() else {
+                continue;
             };
             let key = key6(start);
-            (forwarder.routes6.look(index(place), |slot| slot.difference(&key)), SIX)
-        };
-        let Look { found, index, further } = look;
-        let elsewhere = select_unpredictable(further, place, OTHER);
-        select_unpredictable(found, (index as u64 + 1) | family | FOUND, elsewhere)
-    }
-
-    /// Looks up and rewrites; [`GENERAL`] if that is not plain after all.
-    #[inline(always)]
-    pub(super) fn leave<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> PortId {
-        let port = match place {
-            OTHER => None,
-            _ if place & SIX == 0 => self.leave4(forwarder, packet, place, now),
-            _ => self.leave6(forwarder, packet, place, now),
-        };
-        port.unwrap_or(GENERAL)
-    }
-
-    #[inline(always)]
-    fn leave4<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
-        let mut index = index(place);
-        if place & FOUND == 0 {
-            let start = packet.data().first_chunk::<SHORTEST>()?;
-            let (source, destination) = (chunk(start, 26), chunk(start, 30));
-            let key = Key4 { source, destination, ports: chunk(start, 34), protocol: start[23] };
-            index = forwarder.routes4.find_at(index, &key)?;
+            let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
+            lane.slots[at] = look.index;
+            found.put(at, look.found);
         }
-        let entry = forwarder.routes4.entry_mut(index);
-        if !entry.settled(now, &self.farm.timeouts) {
-            return None;
+        for at in lane.four.without(found) {
+            lane.slots[at] = self.routes4.prefetch_second(self.hash.route4_words(lane.addresses[at], lane.rest[at]));
         }
-        entry.touch(now);
-        let port = if let Some(endpoint) = entry.dsr_endpoint() {
-            let hop = self.farm.quick_hop(endpoint)?;
-            let frame = packet.data_mut().first_chunk_mut::<SHORTEST>()?;
-            frame[..12].copy_from_slice(&hop.ethernet);
-            rewrite::decrement_ttl4(frame);
-            hop.port
-        } else {
-            let start = packet.data().first_chunk::<SHORTEST>()?;
-            let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
-            self.rewrite(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false })?
-        };
-        forwarder.counters.hits += 1;
-        Some(port)
-    }
-
-    #[inline(always)]
-    fn leave6<P: Packet>(&self, forwarder: &mut Forwarder, packet: &mut P, place: Place, now: u32) -> Option<PortId> {
-        let mut index = index(place);
-        if place & FOUND == 0 {
-            index = forwarder.routes6.find_at(index, &key6(packet.data().first_chunk::<SHORTEST6>()?))?;
-        }
-        let entry = forwarder.routes6.entry_mut(index);
-        if !entry.settled(now, &self.farm.timeouts) {
-            return None;
-        }
-        entry.touch(now);
-        let port = if let Some(endpoint) = entry.dsr_endpoint() {
-            let hop = self.farm.quick_hop(endpoint)?;
-            let frame = packet.data_mut().first_chunk_mut::<SHORTEST6>()?;
-            frame[..12].copy_from_slice(&hop.ethernet);
-            frame[21] -= 1;
-            hop.port
-        } else {
-            let start = packet.data().first_chunk::<SHORTEST6>()?;
-            let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
-            self.rewrite(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true })?
-        };
-        forwarder.counters.hits += 1;
-        Some(port)
-    }
-
-    /// The modes that change more than the link-layer addresses.
-    fn rewrite<P: Packet>(&self, entry: &Entry, packet: &mut P, headers: Headers) -> Option<PortId> {
-        match entry.action() {
-            Action::Send { endpoint, mode, value } if mode != Mode::Dsr => {
-                rewrite::deliver(packet, headers, endpoint, mode, value, self.farm).ok()
+        for at in lane.six.without(found) {
+            if let Some(start) = packets[at].data().first_chunk::<SHORTEST6>() {
+                lane.slots[at] = self.routes6.prefetch_second(self.hash.route6(&key6(start)));
             }
-            _ => None,
         }
+        lane.found = found;
     }
+
+    /// Third pass: rewrites what has a settled route and says where it leaves; the rest is untouched.
+    #[inline]
+    pub fn leave<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &QuickLane, farm: &Farm, now: u32) -> Departures {
+        let mut departures = [GENERAL; BURST];
+        if lane.moves != self.moves() {
+            return departures; // rare enough for the general way
+        }
+        let limits = farm.timeouts.quick();
+        for at in lane.four.and(lane.found) {
+            departures[at] = self.leave4(&mut packets[at], lane.slots[at], farm, &limits, now);
+        }
+        for at in lane.six.and(lane.found) {
+            departures[at] = self.leave6(&mut packets[at], lane.slots[at], farm, &limits, now);
+        }
+        for at in lane.four.without(lane.found) {
+            let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
+            let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
+            if look.found {
+                departures[at] = self.leave4(&mut packets[at], look.index, farm, &limits, now);
+            }
+        }
+        for at in lane.six.without(lane.found) {
+            let Some(key) = packets[at].data().first_chunk::<SHORTEST6>().map(key6) else {
+                continue;
+            };
+            let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
+            if look.found {
+                departures[at] = self.leave6(&mut packets[at], look.index, farm, &limits, now);
+            }
+        }
+        self.counters.hits += departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
+        departures
+    }
+
+    #[inline(always)]
+    fn leave4<P: Packet>(
+        &mut self,
+        packet: &mut P,
+        index: usize,
+        farm: &Farm,
+        limits: &QuickLimits,
+        now: u32,
+    ) -> PortId {
+        let entry = self.routes4.entry_mut(index);
+        if !entry.settled(now, limits) {
+            return GENERAL;
+        }
+        entry.touch(now);
+        let Some(endpoint) = entry.dsr_endpoint() else {
+            return translate4(entry, packet, farm).unwrap_or(GENERAL);
+        };
+        let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST>())
+        else {
+            return GENERAL;
+        };
+        frame[..12].copy_from_slice(&hop.ethernet);
+        rewrite::decrement_ttl4(frame);
+        hop.port
+    }
+
+    #[inline(always)]
+    fn leave6<P: Packet>(
+        &mut self,
+        packet: &mut P,
+        index: usize,
+        farm: &Farm,
+        limits: &QuickLimits,
+        now: u32,
+    ) -> PortId {
+        let entry = self.routes6.entry_mut(index);
+        if !entry.settled(now, limits) {
+            return GENERAL;
+        }
+        entry.touch(now);
+        let Some(endpoint) = entry.dsr_endpoint() else {
+            return translate6(entry, packet, farm).unwrap_or(GENERAL);
+        };
+        let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST6>())
+        else {
+            return GENERAL;
+        };
+        frame[..12].copy_from_slice(&hop.ethernet);
+        frame[21] -= 1;
+        hop.port
+    }
+
+    fn moves(&self) -> u64 {
+        self.routes4.moves() + self.routes6.moves()
+    }
+}
+
+/// The modes that change more than the link-layer addresses.
+#[inline(never)]
+fn translate4<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
+    let start = packet.data().first_chunk::<SHORTEST>()?;
+    let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
+    translate(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false, later: None }, farm)
+}
+
+/// The same for IPv6.
+#[inline(never)]
+fn translate6<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
+    let start = packet.data().first_chunk::<SHORTEST6>()?;
+    let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
+    translate(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true, later: None }, farm)
+}
+
+fn translate<P: Packet>(entry: &Entry, packet: &mut P, headers: Headers, farm: &Farm) -> Option<PortId> {
+    match entry.action() {
+        Action::Send { endpoint, mode, value } if mode != Mode::Dsr => {
+            rewrite::deliver(packet, headers, endpoint, mode, value, farm).ok()
+        }
+        _ => None,
+    }
+}
+
+/// Some packets of a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bits(u32);
+
+impl Bits {
+    #[inline(always)]
+    fn put(&mut self, at: usize, value: bool) {
+        self.0 |= u32::from(value) << at;
+    }
+
+    #[inline(always)]
+    fn and(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
+    #[inline(always)]
+    fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+}
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<usize> {
+        let at = self.0.trailing_zeros() as usize;
+        self.0 &= self.0.wrapping_sub(1);
+        (at < BURST).then_some(at)
+    }
+}
+
+/// Whether the IPv4 header's words add up, RFC 1071: the ones' complement sum, not 0 here, is a multiple of 65535.
+#[inline(always)]
+fn sums_up(start: &[u8; SHORTEST]) -> bool {
+    let (sum, carry) = word(start, 14).overflowing_add(word(start, 22));
+    let (sum, carry) = sum.overflowing_add(u64::from(quad(start, 30)) + u64::from(carry));
+    // A second carry leaves a sum that is far from another one.
+    (sum + u64::from(carry)).is_multiple_of(0xffff)
 }
 
 /// Whether a TCP header is whole and has ACK, but nothing that opens or closes; or a UDP header is whole.
@@ -228,14 +303,9 @@ fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, len: usize) -> bool {
     }
 }
 
-#[inline(always)]
-fn index(place: Place) -> usize {
-    (place & !(SIX | FOUND)) as usize - 1
-}
-
-/// A MAC address as the lower six bytes of a word read from a frame.
-pub(super) fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+/// A MAC address as the upper six bytes of a word, in the order of a frame read little-endian.
+fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([0, 0, a, b, c, d, e, f])
 }
 
 #[inline(always)]
@@ -255,13 +325,13 @@ fn word(bytes: &[u8; SHORTEST], at: usize) -> u64 {
 }
 
 #[inline(always)]
-fn half(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32::from_ne_bytes(chunk(bytes, at)))
+fn quad(bytes: &[u8; SHORTEST], at: usize) -> u32 {
+    u32::from_le_bytes(chunk(bytes, at))
 }
 
 #[inline(always)]
-fn ports(bytes: &[u8; SHORTEST], at: usize) -> u32 {
-    u32::from_ne_bytes(chunk(bytes, at))
+fn half(bytes: &[u8; SHORTEST], at: usize) -> u16 {
+    u16::from_le_bytes(chunk(bytes, at))
 }
 
 #[inline(always)]
@@ -269,16 +339,12 @@ fn short(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// A packet that is not for this lane.
-const OTHER: Place = 0;
-const SIX: Place = 1 << 63;
-const FOUND: Place = 1 << 62;
 /// Ethernet, IPv4 and TCP without options; Ethernet pads shorter frames.
 const SHORTEST: usize = 54;
 /// Ethernet, IPv6 and TCP without options.
 const SHORTEST6: usize = 74;
 const LONGEST: usize = 0xffff;
-const ADDRESS: u64 = 0xffff_ffff_ffff;
-/// EtherTypes as the upper two bytes of a word that was read little-endian.
-const IPV4: u64 = 0x0008;
-const IPV6: u64 = 0xdd86;
+/// EtherType, IP version and, for IPv4, header length in a word read little-endian.
+const ETHERTYPE_AND_VERSION: u64 = 0xff_ffff;
+const IPV4: u64 = 0x45_0008;
+const IPV6: u64 = 0x60_dd86;

@@ -16,6 +16,31 @@ pub struct PoolPorts {
     mask: u64,
 }
 
+/// The per-route value of [`Mode::FullNat`](crate::route_table::Mode::FullNat): which pair of the pool stands for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolPort {
+    /// Index of the address in its pool.
+    pub address: u32,
+    /// The port, host byte order.
+    pub port: u16,
+}
+
+impl PoolPort {
+    /// As a route's value.
+    #[must_use]
+    pub fn to_value(self) -> u64 {
+        u64::from(self.address) << 16 | u64::from(self.port)
+    }
+
+    /// From a route's value.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves are taken apart")]
+    pub fn from_value(value: u64) -> Self {
+        Self { address: (value >> 16) as u32, port: value as u16 }
+    }
+}
+
 /// Why something cannot be a pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPool {

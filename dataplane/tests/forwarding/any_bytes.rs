@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 use weir_dataplane::farm::NoEndpoint;
+use weir_dataplane::fragments::TIMEOUT_V6;
 use weir_dataplane::route_table::Mode;
+use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
 use weir_dataplane::wire::{Protocol, icmpv4, icmpv6};
 use weir_health_load::Directive;
@@ -24,8 +26,12 @@ struct Arrival {
 enum Kind {
     Segment(u8),
     Datagram,
+    /// One of a datagram's fragments, of a client or, on its way back, of a host.
+    Fragment(bool, usize),
     /// A host's answer, which half-NAT translates back.
     Answer(u8),
+    /// A host's answer to a pool's address.
+    Pooled(u8),
     Ping,
     /// An error about a client's segment.
     Error,
@@ -36,7 +42,9 @@ fn valid() -> impl Strategy<Value = (usize, Vec<u8>)> {
     let kind = prop_oneof![
         6 => prop::sample::select(vec![2, 2, 16, 24, 17, 4, 20, 18, 0]).prop_map(Kind::Segment),
         3 => Just(Kind::Datagram),
+        4 => (any::<bool>(), 0usize..3).prop_map(|(back, at)| Kind::Fragment(back, at)),
         3 => prop::sample::select(vec![18, 16, 17, 4]).prop_map(Kind::Answer),
+        3 => prop::sample::select(vec![18, 16, 17, 4]).prop_map(Kind::Pooled),
         1 => Just(Kind::Ping),
         1 => Just(Kind::Error),
         1 => Just(Kind::Arp),
@@ -50,9 +58,20 @@ fn valid() -> impl Strategy<Value = (usize, Vec<u8>)> {
             match kind {
                 Kind::Segment(flags) => (0, frames::segment(MACS[0], client, vip, Flags(flags), &payload)),
                 Kind::Datagram => (0, frames::datagram(MACS[0], client, vip, &payload)),
+                Kind::Fragment(back, at) => {
+                    let host = SocketAddr::new(family.host(1 + port % 3), if v4 { 8001 } else { 8004 });
+                    let (from, to) = if back { (host, client) } else { (client, vip) };
+                    let whole = frames::datagram(MACS[usize::from(back)], from, to, &[7; 40]);
+                    (usize::from(back), frames::fragments(&whole, 1, 16 + payload.len() % 2 * 8).swap_remove(at % 2))
+                }
                 Kind::Answer(flags) => {
                     let host = SocketAddr::new(family.host(1 + port % 3), if v4 { 8000 } else { 8003 });
                     (1, frames::segment(MACS[1], host, client, Flags(flags), &payload))
+                }
+                Kind::Pooled(flags) => {
+                    let host = SocketAddr::new(family.host(1 + port % 3), if v4 { 8000 } else { 8003 });
+                    let pool = SocketAddr::new(family.pool()[usize::from(port % 2)], 20_000 + client.port() % 3);
+                    (1, frames::segment(MACS[1], host, pool, Flags(flags), &payload))
                 }
                 Kind::Ping | Kind::Error => {
                     let ping = matches!(kind, Kind::Ping);
@@ -135,19 +154,21 @@ proptest! {
     #[test]
     fn every_packet_is_accounted_for(
         arrivals in arrivals(),
-        nat: bool,
+        mode in prop::sample::select(vec![Mode::Dsr, Mode::Nat, Mode::FullNat]),
         reset: bool,
         late: bool,
         twins: bool,
         ring in 1usize..40,
         gone in 0usize..18,
     ) {
-        let mode = if nat { Mode::Nat } else { Mode::Dsr };
         let sender = |shard, port| if port == 1 { 0 } else { shard };
         let mut setup = Setup {
             shards: 2, classifiers: 2, routes: 8, sessions: 16, pending: 5, divert_ring: ring, notice_ring: 2,
             handover_ring: ring, sender, twins, ..Setup::new(mode)
         };
+        for pool in &mut setup.parts.pools {
+            *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=20_001, 2).unwrap();
+        }
         setup.parts.endpoints[gone].directive = Directive::Inactive;
         if reset {
             setup.parts.services.iter_mut().for_each(|service| service.no_endpoint = NoEndpoint::Reset);
@@ -164,12 +185,16 @@ proptest! {
             lab.now.0 += 50;
             lab.desk.answers.release(2);
             lab.memory.answers.release(2);
-            if !late {
+            if !late && lab.count("fragments_held") == 0 {
                 prop_assert_eq!(lab.held(), 0);
             }
         }
         // After the longest patience nothing is held any more, and after the longest idle time nothing is remembered.
         lab.pass(1_500);
+        lab.check();
+        prop_assert!(lab.held() == 0 || lab.count("fragments_held") > 0);
+        lab.now.0 += TIMEOUT_V6.as_millis() as u64;
+        lab.run();
         lab.check();
         prop_assert_eq!(lab.held(), 0);
         lab.pass(30_000);

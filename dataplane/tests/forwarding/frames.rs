@@ -122,3 +122,70 @@ impl Seen {
         }
     }
 }
+
+/// A whole untagged frame's packet in fragments of at most `piece` bytes (a multiple of 8), in order.
+pub(crate) fn fragments(frame: &[u8], id: u32, piece: usize) -> Vec<Vec<u8>> {
+    assert_eq!(piece % 8, 0);
+    let v4 = frame[12..14] == [8, 0];
+    let (head, payload) = frame.split_at(if v4 { 34 } else { 54 });
+    let count = payload.len().div_ceil(piece);
+    let part = |index: usize| {
+        let bytes = &payload[index * piece..payload.len().min((index + 1) * piece)];
+        let more = index + 1 < count;
+        let mut frame = head.to_vec();
+        if v4 {
+            let place = (index * piece / 8) as u16 | if more { 0x2000 } else { 0 };
+            frame[16..18].copy_from_slice(&(20 + bytes.len() as u16).to_be_bytes());
+            frame[18..20].copy_from_slice(&(id as u16).to_be_bytes());
+            frame[20..22].copy_from_slice(&place.to_be_bytes());
+            set_header_checksum(&mut frame);
+        } else {
+            frame[18..20].copy_from_slice(&(8 + bytes.len() as u16).to_be_bytes());
+            let next = std::mem::replace(&mut frame[20], 44);
+            frame.extend([next, 0]);
+            frame.extend(((index * piece) as u16 | u16::from(more)).to_be_bytes());
+            frame.extend(id.to_be_bytes());
+        }
+        frame.extend(bytes);
+        frame
+    };
+    (0..count).map(part).collect()
+}
+
+/// The whole frame that fragments of one datagram make, in whatever order they are; none may overlap or be missing.
+pub(crate) fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
+    let mut pieces: Vec<(u16, bool, &[u8])> = Vec::new();
+    let mut head = Vec::new();
+    for frame in fragments {
+        let parts = Dissection::of(frame).unwrap();
+        let fragment = parts.fragment.unwrap();
+        if fragment.offset == 0 {
+            head = frame[..if frame[12..14] == [8, 0] { 34 } else { 54 }].to_vec();
+            if frame[12..14] != [8, 0] {
+                head[20] = frame[54];
+            }
+        }
+        pieces.push((fragment.offset, fragment.more, parts.payload(frame)));
+    }
+    pieces.sort_unstable_by_key(|(offset, ..)| *offset);
+    let mut payload = Vec::new();
+    for (index, (offset, more, bytes)) in pieces.iter().enumerate() {
+        assert_eq!((usize::from(*offset), *more), (payload.len(), index + 1 < pieces.len()));
+        payload.extend_from_slice(bytes);
+    }
+    if head[12..14] == [8, 0] {
+        head[16..18].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+        head[20..22].fill(0);
+        set_header_checksum(&mut head);
+    } else {
+        head[18..20].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    }
+    head.extend(payload);
+    head
+}
+
+fn set_header_checksum(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let check = weir_dataplane::wire::checksum::checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&check.to_be_bytes());
+}

@@ -10,11 +10,14 @@ use weir_dataplane::classifier::{self, Classifier};
 use weir_dataplane::core::{ClassifierSeat, Command, Core, Turn};
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
+use weir_dataplane::flow::protocol::{TCP, UDP};
 use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, State};
 use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
 use weir_health_load::Directive;
 use weir_identity::{ApplicationId, EndpointId, HostId, Moment, ServiceId};
@@ -31,11 +34,16 @@ pub(crate) enum Family {
 
 /// Runs a test in both families and in both modes that have a forwarder's whole path.
 pub(crate) fn everywhere(test: impl Fn(Mode, Family)) {
-    for mode in [Mode::Dsr, Mode::Nat] {
+    for mode in [Mode::Dsr, Mode::Nat, Mode::FullNat] {
         for family in [Family::V4, Family::V6] {
             test(mode, family);
         }
     }
+}
+
+/// Routes that a connection takes.
+pub(crate) fn per_flow(mode: Mode) -> usize {
+    if mode == Mode::Dsr { 1 } else { 2 }
 }
 
 impl Family {
@@ -55,6 +63,14 @@ impl Family {
             Family::V6 => "fd09::1".parse().unwrap(),
         };
         SocketAddr::new(address, port)
+    }
+
+    /// The addresses that stand for clients in full-nat, on the hosts' link.
+    pub(crate) fn pool(self) -> [IpAddr; 2] {
+        [200, 201].map(|n| match self {
+            Family::V4 => Ipv4Addr::new(10, 1, 0, n as u8).into(),
+            Family::V6 => Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, n).into(),
+        })
     }
 
     /// The address of host `n`, 1 to 3.
@@ -83,13 +99,13 @@ pub(crate) const ENDPOINTS: usize = 3;
 
 /// Three services of each family with three endpoints each; clients behind a gateway on port 0, hosts on link on port 1.
 pub(crate) fn parts(mode: Mode) -> FarmParts {
-    use weir_dataplane::flow::protocol::{TCP, UDP};
     let mut parts = FarmParts {
         generation: 1,
         vips: Vec::new(),
         services: Vec::new(),
         endpoints: Vec::new(),
-        ports: MACS.map(|mac| Port { mac, mtu: 1500 }).to_vec(),
+        pools: Vec::new(),
+        ports: MACS.map(|mac| Port { mac, mtu: 1500, vlan: None }).to_vec(),
         timeouts: IdleTimeouts(TIMEOUTS),
         prefixes: Vec::new(),
         neighbours: Vec::new(),
@@ -111,10 +127,11 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
                 host: HostId(n.into()),
                 application: ApplicationId(number),
                 address: family.host(n),
-                port: (mode == Mode::Nat && number < 3).then_some(8000 + service as u16),
+                port: (matches!(mode, Mode::Nat | Mode::FullNat) && number < 3).then_some(8000 + service as u16),
                 directive: Directive::Active,
                 backup: false,
                 tunnel: None,
+                pool: (mode == Mode::FullNat).then_some(vip as usize),
                 hop: None,
             }));
         }
@@ -129,6 +146,9 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
         };
         parts.prefixes.push(Prefix { address: everything, length: 0, ways: vec![Way::Gateway(0, gateway)] });
         parts.prefixes.push(Prefix { address: hosts, length, ways: vec![Way::OnLink(1)] });
+        if mode == Mode::FullNat {
+            parts.pools.push(PoolPorts::new(family.pool().to_vec(), 20_000..=60_000, 1).unwrap());
+        }
         parts.neighbours.push(Neighbour { port: 0, address: gateway, mac: GATEWAY });
         parts.neighbours.extend((1..=3).map(|n| Neighbour {
             port: 1,
@@ -153,6 +173,7 @@ pub(crate) struct Setup {
     pub(crate) divert_ring: usize,
     pub(crate) notice_ring: usize,
     pub(crate) handover_ring: usize,
+    pub(crate) fragments: Limits,
     /// Which shard sends for a shard by a port: itself where it has a queue.
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
@@ -160,6 +181,15 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// The same with several shards, to which the pools' ports are dealt.
+    pub(crate) fn sharded(self, shards: usize) -> Self {
+        let mut parts = self.parts;
+        for pool in &mut parts.pools {
+            *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=60_000, shards).unwrap();
+        }
+        Self { parts, shards, ..self }
+    }
+
     /// One shard, one classifier, and room enough.
     pub(crate) fn new(mode: Mode) -> Self {
         Self {
@@ -172,6 +202,7 @@ impl Setup {
             divert_ring: 512,
             notice_ring: 512,
             handover_ring: 512,
+            fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
         }
@@ -221,7 +252,8 @@ impl Lab {
                 ShardPort::new(queue, twin)
             });
             let ports = ports.collect();
-            made.push(Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32));
+            let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
+            made.push(shard.with_fragments(setup.fragments));
         }
         let seats = links.into_iter().enumerate().map(|(number, links)| {
             let settings = classifier::Settings {
@@ -347,6 +379,17 @@ impl Lab {
         self.shards.iter().flat_map(of).collect()
     }
 
+    /// Which client a frame to a host is from; in full-nat its source does not say.
+    pub(crate) fn sender(&self, seen: &Seen) -> SocketAddr {
+        let protocol = if seen.flags.is_some() { TCP } else { UDP };
+        let back = Key::new(seen.destination, seen.source, protocol).unwrap();
+        let route = self.routes().into_iter().find(|(_, key, ..)| *key == back);
+        let flow = route.and_then(|(shard, key, action, _)| {
+            self.shards[shard].forwarder().client_flow(&key, action, &self.farms.load())
+        });
+        flow.map_or(seen.source, |flow| flow.source())
+    }
+
     /// State of the route from a client to a VIP.
     pub(crate) fn state(&self, client: SocketAddr, vip: SocketAddr) -> Option<State> {
         let found = self.routes().into_iter().find(|(_, key, ..)| key.source() == client && key.destination() == vip);
@@ -366,7 +409,7 @@ impl Lab {
         let drops: u64 = self.shards.iter().map(|shard| shard.forwarder().drops.total()).sum();
         assert_eq!(self.count("received"), arrived);
         assert_eq!(
-            arrived + by_twins,
+            arrived + by_twins + self.count("split"),
             self.count("sent") + self.count("twin") + drops + self.held() as u64,
             "sent {}, twin {}, drops {:?}, held {}",
             self.count("sent"),
@@ -375,6 +418,9 @@ impl Lab {
             self.held()
         );
         assert_eq!(self.count("sent"), self.wire.sent_count.load(Ordering::Relaxed) as u64);
+        let translated = |(_, _, action, _): &_| matches!(action, Action::Send { mode: Mode::FullNatReturn, .. });
+        let translations: usize = self.shards.iter().map(|shard| shard.forwarder().translations().len()).sum();
+        assert_eq!(translations, self.routes().iter().filter(|route| translated(*route)).count());
         if self.wire.twins_exist() {
             assert_eq!(self.count("twin"), self.wire.to_twins.load(Ordering::Relaxed) as u64);
         }

@@ -8,7 +8,9 @@
 mod any_bytes;
 mod decisions;
 mod farm_changes;
+mod fragments;
 mod frames;
+mod full_nat;
 mod lab;
 mod life;
 mod moving;
@@ -16,3 +18,4 @@ mod nat;
 mod pressure;
 mod sessions;
 mod shards;
+mod unresolved;

@@ -9,12 +9,12 @@ use weir_dataplane::wire::tcp::Flags;
 use crate::frames::{self, Seen};
 use crate::lab::{DNS, Family, GATEWAY, HTTP, Lab, MACS, RANGE, Setup, TIMEOUTS, data, fin, host_of, rst, syn};
 
-fn families(test: impl Fn(Family)) {
+pub(crate) fn families(test: impl Fn(Family)) {
     [Family::V4, Family::V6].into_iter().for_each(test);
 }
 
 /// The host's answer to a packet that it got.
-fn answer(to: &Seen, flags: Flags, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn answer(to: &Seen, flags: Flags, payload: &[u8]) -> Vec<u8> {
     if to.flags.is_some() {
         frames::segment(MACS[1], to.destination, to.source, flags, payload)
     } else {
@@ -22,14 +22,14 @@ fn answer(to: &Seen, flags: Flags, payload: &[u8]) -> Vec<u8> {
     }
 }
 
-fn back(lab: &mut Lab, frame: Vec<u8>) -> Seen {
+pub(crate) fn back(lab: &mut Lab, frame: Vec<u8>) -> Seen {
     let seen = lab.exchange(1, [frame]);
     assert_eq!(seen.len(), 1, "{:?}", lab.drops());
     seen.into_iter().next().unwrap()
 }
 
 /// A connection with its handshake done; the SYN as the host got it.
-fn connect(lab: &mut Lab, family: Family, client: u16) -> Seen {
+pub(crate) fn connect(lab: &mut Lab, family: Family, client: u16) -> Seen {
     let opened = lab.forward(syn(family, client, HTTP));
     back(lab, answer(&opened, Flags::SYN | Flags::ACK, b""));
     lab.forward(data(family, client, HTTP, b""));

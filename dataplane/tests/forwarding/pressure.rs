@@ -17,7 +17,7 @@ fn a_full_ring_to_the_classifier_drops_what_comes_last() {
         lab.check();
         let seen = lab.exchange(0, []);
         assert_eq!(
-            seen.iter().map(|seen| seen.source).collect::<Vec<_>>(),
+            seen.iter().map(|seen| lab.sender(seen)).collect::<Vec<_>>(),
             (0..4).map(|n| family.client(n)).collect::<Vec<_>>()
         );
         assert_eq!(lab.held(), 0);
@@ -27,7 +27,7 @@ fn a_full_ring_to_the_classifier_drops_what_comes_last() {
 #[test]
 fn a_full_ring_to_the_owner_drops_what_comes_last() {
     everywhere(|mode, family| {
-        let mut lab = Lab::new(Setup { shards: 2, handover_ring: 4, ..Setup::new(mode) });
+        let mut lab = Lab::new(Setup { handover_ring: 4, ..Setup::new(mode).sharded(2) });
         let strangers = strangers(&mut lab, family);
         strangers[..10].iter().for_each(|n| lab.arrive(0, 0, &data(family, *n, HTTP, b"")));
         lab.shards[0].turn(lab.now);
@@ -35,7 +35,7 @@ fn a_full_ring_to_the_owner_drops_what_comes_last() {
         lab.check();
         let seen = lab.exchange(0, []);
         let clients: Vec<_> = strangers[..4].iter().map(|n| family.client(*n)).collect();
-        assert_eq!(seen.iter().map(|seen| seen.source).collect::<Vec<_>>(), clients);
+        assert_eq!(seen.iter().map(|seen| lab.sender(seen)).collect::<Vec<_>>(), clients);
     });
 }
 
@@ -88,7 +88,7 @@ fn answers_that_find_their_ring_full_wait_in_order() {
         let seen = lab.exchange(0, []);
         let of_flow = |n| {
             seen.iter()
-                .filter(|seen| seen.source == family.client(n))
+                .filter(|seen| lab.sender(seen) == family.client(n))
                 .map(|seen| seen.payload.first().copied().unwrap_or(0))
                 .collect::<Vec<_>>()
         };

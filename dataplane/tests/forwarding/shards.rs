@@ -35,12 +35,13 @@ fn owners(lab: &Lab, family: Family, clients: u16) -> Vec<usize> {
 fn every_packet_reaches_its_owner_from_any_queue() {
     everywhere(|mode, family| {
         const CLIENTS: u16 = 24;
-        let mut lab = Lab::new(Setup { shards: 4, classifiers: 3, ..Setup::new(mode) });
+        let mut lab = Lab::new(Setup { classifiers: 3, ..Setup::new(mode).sharded(4) });
         for n in 0..CLIENTS {
             lab.arrive(usize::from(n) % 4, 0, &syn(family, n, HTTP));
         }
         lab.run();
-        let hosts: HashMap<_, _> = lab.wire.seen().iter().map(|seen| (seen.source, seen.mac)).collect();
+        let seen = lab.wire.seen();
+        let hosts: HashMap<_, _> = seen.iter().map(|seen| (lab.sender(seen), seen.mac)).collect();
         assert_eq!(hosts.len(), usize::from(CLIENTS));
         let owners = owners(&lab, family, CLIENTS);
         assert!((0..4).all(|shard| owners.contains(&shard)));
@@ -54,8 +55,8 @@ fn every_packet_reaches_its_owner_from_any_queue() {
             let seen = lab.wire.seen();
             assert_eq!(seen.len(), usize::from(CLIENTS));
             for each in &seen {
-                assert_eq!(each.mac, hosts[&each.source]);
-                let client = (0..CLIENTS).find(|n| family.client(*n) == each.source).unwrap();
+                assert_eq!(each.mac, hosts[&lab.sender(each)]);
+                let client = (0..CLIENTS).find(|n| family.client(*n) == lab.sender(each)).unwrap();
                 assert_eq!(each.shard, owners[usize::from(client)]);
             }
         }
@@ -68,7 +69,7 @@ fn every_packet_reaches_its_owner_from_any_queue() {
 fn a_flow_keeps_its_order_across_shards() {
     everywhere(|mode, family| {
         const CLIENTS: u16 = 16;
-        let mut lab = Lab::new(Setup { shards: 3, classifiers: 2, ..Setup::new(mode) });
+        let mut lab = Lab::new(Setup { classifiers: 2, ..Setup::new(mode).sharded(3) });
         for n in 0..CLIENTS {
             lab.arrive(0, 0, &syn(family, n, HTTP));
         }
@@ -92,7 +93,7 @@ fn who_has_no_queue_of_a_port_sends_by_another_shard() {
     everywhere(|mode, family| {
         // Shard 0 alone has the clients' port, shard 2 alone the hosts'.
         let sender = |_, port| if port == 0 { 0 } else { 2 };
-        let mut lab = Lab::new(Setup { shards: 3, sender, ..Setup::new(mode) });
+        let mut lab = Lab::new(Setup { sender, ..Setup::new(mode).sharded(3) });
         assert!(lab.has_queue(0, 0) && !lab.has_queue(0, 1));
         for n in 0..20 {
             let there = lab.forward(syn(family, n, HTTP));
@@ -115,7 +116,7 @@ fn who_has_no_queue_of_a_port_sends_by_another_shard() {
 #[test]
 fn a_twin_gets_what_any_shard_receives() {
     everywhere(|mode, family| {
-        let mut lab = Lab::new(Setup { shards: 3, twins: true, ..Setup::new(mode) });
+        let mut lab = Lab::new(Setup { twins: true, ..Setup::new(mode).sharded(3) });
         let stranger = SocketAddr::new(family.host(3), 22);
         for shard in 0..3 {
             for (port, mac) in MACS.into_iter().enumerate() {

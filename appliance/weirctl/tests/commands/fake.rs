@@ -181,6 +181,7 @@ fn route(flow: Flow) -> RouteEntry {
             name: "host-1".into(),
             address: "10.80.0.11:80".parse().unwrap(),
             mode: "dsr".into(),
+            source: None,
         }),
         state: "established".into(),
         idle_ms: 350,

@@ -143,7 +143,8 @@ pub struct Port {
     /// Name within this unit: 1 to 63 letters, digits, `-`, `_` and `.`.
     #[schemars(required)]
     pub name: Option<String>,
-    /// What it is made of.
+    /// What it is made of. `vlan:PORT.ID` is a VLAN on a port further up in the list, and a port of its own to all else: it takes
+    /// that port's queues and MAC address.
     #[schemars(required)]
     pub device: Option<DeviceText>,
     /// RX/TX queue pairs, 1 to the number of shards. Default: 1.
@@ -158,7 +159,8 @@ pub struct Port {
     /// MAC address to use. Default: the device's own.
     pub mac: Option<MacText>,
     /// Name of the kernel interface (TAP, at most 15 bytes) that stands for the port; needed with af_xdp and PCI devices,
-    /// where the kernel does not see the packets, and of no use with af_packet.
+    /// where the kernel does not see the packets, and of no use with af_packet. For a VLAN: the kernel's interface for it, which
+    /// is the operator's to make; default: the port's interface with `.ID` behind it, such as eth1.100.
     pub twin: Option<String>,
 }
 

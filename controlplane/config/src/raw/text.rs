@@ -72,8 +72,8 @@ text!(
 text!(
     /// What a port is made of.
     DeviceText,
-    "a device: af_packet:IFACE, af_xdp:IFACE, a PCI address (0000:03:00.0) or a DPDK vdev (net_ring0)",
-    ["af_packet:eth1", "af_xdp:eth1", "0000:03:00.0", "net_tap0,iface=tap0"]
+    "a device: af_packet:IFACE, af_xdp:IFACE, a PCI address (0000:03:00.0), a DPDK vdev (net_ring0) or vlan:PORT.ID",
+    ["af_packet:eth1", "af_xdp:eth1", "0000:03:00.0", "net_tap0,iface=tap0", "vlan:net0.100"]
 );
 
 /// A number or, as text, a range of them: `80`, `"8000-8099"`.

@@ -155,7 +155,23 @@ impl<'a> Farm<'a> {
             }
             return;
         }
-        let same_family = matches!(service.mode, Some(Mode::Dsr | Mode::Nat | Mode::FullNat { .. }));
+        if let Some(i) = self.network.pools.iter().position(|pool| pool.contains(address)) {
+            let owner = format!("pool `{}`", self.network.pools[i].name);
+            let first = Place::root().key("pools").at(i).key("addresses").to_string();
+            check.error(place, Mistake::OwnAddress { address, owner, first });
+            return;
+        }
+        if let Some(Mode::FullNat { pool }) = service.mode {
+            let pool = &self.network.pools[pool];
+            // One without any addresses has been reported.
+            if !pool.addresses.is_empty() && !pool.addresses.iter().any(|net| net.addr().is_ipv4() == address.is_ipv4())
+            {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                check.error(place, Mistake::PoolFamily { address, family, pool: pool.name.clone() });
+            }
+            return;
+        }
+        let same_family = matches!(service.mode, Some(Mode::Dsr | Mode::Nat));
         if let Some(mistake) =
             service.vip.filter(|_| same_family).and_then(|vip| family_differs(address, "the VIP", vip))
         {

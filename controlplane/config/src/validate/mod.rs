@@ -35,6 +35,7 @@ pub(crate) fn validate(document: &raw::Document, cut: Vec<Place>, machine: &Mach
     let (unit, admin) = dataplane::unit_and_admin(&mut check, document);
     let network = ports::network(&mut check, document);
     let dataplane = dataplane::dataplane(&mut check, document.dataplane.as_ref(), &network, machine);
+    ports::pool_ports(&mut check, document, &network, dataplane.shards);
     let hosts = hosts::hosts(&mut check, &root.key("hosts"), document.hosts.as_deref().unwrap_or_default());
     let services = services::services(&mut check, document, &network, &hosts);
     let failed = check.findings.iter().any(|(severity, ..)| *severity == Severity::Error) || !check.cut.is_empty();

@@ -97,12 +97,20 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
         }
         let at = place.key("device");
         let device = check.required(raw.device.as_ref(), &at, raw::DeviceText::EXPECTED).map(|text| text.0.as_str());
-        let device = device.and_then(|text| self::device(check, text, &at));
+        let device = device.and_then(|text| match text.strip_prefix("vlan:") {
+            Some(vlan) => self::vlan(check, network, vlan, &at),
+            None => self::device(check, text, &at),
+        });
+        let parent = match device {
+            Some(Device::Vlan { parent, .. }) => Some(parent),
+            _ => None,
+        };
         if let Some(device) = &device {
             let (kind, what) = match device {
                 Device::AfPacket(name) | Device::AfXdp(name) => (name.clone(), "interface"),
                 Device::Pci(address) => (address.clone(), "device"),
                 Device::Vdev(text) => (text.split(',').next().unwrap_or_default().to_owned(), "device"),
+                Device::Vlan { parent, id } => (format!("VLAN {id} on {}", network.ports[*parent].name), "device"),
             };
             let seen = if what == "interface" { &mut interfaces } else { &mut devices };
             check.unique(seen, kind, &at, what);
@@ -123,6 +131,22 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
             (None, _) => {}
         }
         let mtu = check.number(raw.mtu, &place.key("mtu"), 576..=9600, 1500);
+        let twin = match (parent, &raw.twin) {
+            (Some(parent), None) => vlan_interface(&network.ports[parent], device.as_ref()),
+            (_, twin) => twin.clone(),
+        };
+        if let Some(parent) = parent {
+            let above = &network.ports[parent];
+            if mtu > above.mtu {
+                let (port, most) = (above.name.clone(), above.mtu);
+                check.error(&place.key("mtu"), Mistake::MtuOverParent { mtu, port, most });
+            }
+            for (given, key) in [(raw.queues.is_some(), "queues"), (raw.mac.is_some(), "mac")] {
+                if given {
+                    check.error(&place.key(key), Mistake::OfParent { key });
+                }
+            }
+        }
         let unknown = raw.addresses.as_ref().is_none_or(Vec::is_empty) || check.is_damaged(&place.key("addresses"));
         let addresses = addresses(check, network, raw.addresses.as_deref().unwrap_or_default(), &place, &name);
         if mtu < 1280 && addresses.iter().any(|prefix| prefix.addr().is_ipv6()) {
@@ -132,7 +156,7 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
         let queues = check.number(raw.queues, &place.key("queues"), 1..=1024, 1);
         network.unknown_addresses.push(unknown || raw.addresses.as_ref().map_or(0, Vec::len) != addresses.len());
         let device = device.unwrap_or_else(|| Device::Vdev(String::new()));
-        network.ports.push(Port { name, device, queues, mtu, addresses, mac, twin: raw.twin.clone() });
+        network.ports.push(Port { name, device, queues, mtu, addresses, mac, twin });
     }
 }
 
@@ -155,6 +179,42 @@ fn device(check: &mut Check, text: &str, place: &Place) -> Option<Device> {
     }
     check.error(place, Mistake::Unparsable { text: text.to_owned(), expected: raw::DeviceText::EXPECTED });
     None
+}
+
+/// `PORT.ID`: a VLAN on a port that stands further up and is none itself.
+fn vlan(check: &mut Check, network: &Network, text: &str, place: &Place) -> Option<Device> {
+    let parts = text.rsplit_once('.').and_then(|(port, id)| Some((port, id.parse::<u16>().ok()?)));
+    let Some((name, id)) = parts.filter(|(_, id)| (1..=4094).contains(id)) else {
+        let text = format!("vlan:{text}");
+        check.error(place, Mistake::Unparsable { text, expected: "vlan:PORT.ID with an ID of 1 to 4094" });
+        return None;
+    };
+    match network.by_name.get(name) {
+        Some(&parent) if !matches!(network.ports[parent].device, Device::Vlan { .. }) => {
+            Some(Device::Vlan { parent, id })
+        }
+        _ if network.names_incomplete => None,
+        _ => {
+            let real = |port: &&Port| !matches!(port.device, Device::Vlan { .. });
+            let known = network.ports.iter().filter(real).map(|port| port.name.clone()).collect();
+            check.error(
+                place,
+                Mistake::UnknownName { what: "port above that is no VLAN", name: name.to_owned(), known },
+            );
+            None
+        }
+    }
+}
+
+/// The kernel's usual name for a VLAN's interface.
+fn vlan_interface(parent: &Port, device: Option<&Device>) -> Option<String> {
+    let Some(Device::Vlan { id, .. }) = device else { return None };
+    let below = match (&parent.twin, &parent.device) {
+        (Some(twin), _) => twin,
+        (None, Device::AfPacket(interface) | Device::AfXdp(interface)) => interface,
+        (None, Device::Pci(_) | Device::Vdev(_) | Device::Vlan { .. }) => return None,
+    };
+    Some(format!("{below}.{id}"))
 }
 
 /// A PCI address in full (`0000:03:00.0`), given with or without its domain.
@@ -294,6 +354,17 @@ pub(super) fn family_differs(address: IpAddr, what: &'static str, other: IpAddr)
     })
 }
 
+/// Reports pools with too few ports for the unit's shards.
+pub(super) fn pool_ports(check: &mut Check, document: &raw::Document, network: &Network, shards: usize) {
+    for (i, (pool, raw)) in network.pools.iter().zip(document.pools.iter().flatten()).enumerate() {
+        let ports = pool.port_range.len();
+        if raw.port_range.is_some() && ports < shards {
+            let place = Place::root().key("pools").at(i).key("port_range");
+            check.error(&place, Mistake::FewPoolPorts { ports, shards });
+        }
+    }
+}
+
 fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Place) {
     network.pools_incomplete = check.is_cut(here);
     let (mut names, mut seen) = (Seen::default(), Vec::<(IpNet, Place)>::new());
@@ -330,7 +401,13 @@ fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Pla
             seen.push((prefix, at.at(j)));
             addresses.push(prefix);
         }
+        if Pool::count(&addresses) > MAX_POOL as u128 {
+            check.error(&at, Mistake::PoolTooLarge { most: MAX_POOL });
+        }
         let port_range = raw.port_range.as_ref().and_then(|range| check.port_range(range, &place.key("port_range")));
         network.pools.push(Pool { name, addresses, port_range: port_range.unwrap_or(1024..=65_535) });
     }
 }
+
+/// The data plane looks each packet's addresses up in a table of these; a few of them make millions of connections.
+const MAX_POOL: usize = 4096;

@@ -75,14 +75,11 @@ fn draft<'d>(check: &mut Check, raw: &'d raw::Service, place: Place, network: &N
     Draft { raw, place, id, name, vip, protocol, ports, mode }
 }
 
-/// The mode with its settings; reports one that is not there yet, and the settings of others.
+/// The mode with its settings; reports the settings of others.
 fn mode(check: &mut Check, raw: &raw::Service, place: &Place, network: &Network) -> Option<Mode> {
     let at = place.key("mode");
     let mode = *check.required(raw.mode.as_ref(), &at, "how packets reach the endpoints, as in mode: dsr")?;
     let word = word(mode);
-    if !crate::SUPPORTED_MODES.contains(&word) {
-        check.error(&at, Mistake::ModeNotYet { mode: word });
-    }
     let settings = [
         ("pool", "full-nat", raw.pool.is_some()),
         ("ipip", "ipip", raw.ipip.is_some()),

@@ -1,0 +1,153 @@
+//! Full-nat in the forwarder: a pool's port for each connection, and both directions translated by it.
+//!
+//! The way there needs nothing but the route's value and the farm. The way back has a [`Translation`] in the shard's table. Which
+//! port a flow gets depends on its key alone as long as that port is free, so that a route which had to go comes back as it was.
+
+use std::net::SocketAddr;
+
+use weir_identity::EndpointId;
+
+use crate::counters::DropReason;
+use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
+use crate::flow::Key;
+use crate::forwarder::Forwarder;
+use crate::packet::Packet;
+use crate::parse::Parsed;
+use crate::rewrite::{self, Stop};
+use crate::route_table::{Action, Mode};
+use crate::translation::{Family, PoolPort, Translation, size_after, translate_both};
+
+/// Where a packet goes, and from whom its receiver sees it come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+    pub(super) hop: Hop,
+}
+
+impl Forwarder {
+    /// Translates a packet as its route says and returns the port it leaves by; `endpoint`, `mode` and `value` are the route's.
+    pub(super) fn deliver_full_nat<P: Packet>(
+        &self,
+        packet: &mut P,
+        parsed: &Parsed,
+        endpoint: EndpointId,
+        mode: Mode,
+        value: u64,
+        farm: &Farm,
+    ) -> Result<PortId, Stop> {
+        if parsed.ttl <= 1 {
+            return Err(Stop::Drop(DropReason::Ttl));
+        }
+        let Way { source, destination, hop } = self.way(&parsed.key, endpoint, mode, value, farm)?;
+        let family = Family::of(destination.ip());
+        let mtu = farm.ports[usize::from(hop.port)].mtu;
+        if size_after(parsed, family) > mtu {
+            return Err(Stop::TooBig(mtu_before(mtu, Family::of(parsed.key.source().ip()), family)));
+        }
+        rewrite::decrement_ttl(packet.data_mut(), parsed.headers());
+        translate_both(packet, parsed, source, destination).map_err(Stop::Drop)?;
+        packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+        Ok(hop.port)
+    }
+
+    /// The ends and the next hop of packets with this key, by their route.
+    pub(super) fn way(
+        &self,
+        key: &Key,
+        endpoint: EndpointId,
+        mode: Mode,
+        value: u64,
+        farm: &Farm,
+    ) -> Result<Way, Stop> {
+        if mode == Mode::FullNat {
+            let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
+            let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
+            let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
+            return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
+        }
+        let gone = Stop::Drop(DropReason::NoRoute);
+        let Translation { client, vip, port } = self.translations.find(slot(value)).ok_or(gone)?;
+        let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
+        let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
+            NoHop::NoRoute => gone,
+            NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
+        })?;
+        Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
+    }
+
+    /// The action with a pool's port that is free towards its endpoint; `None` if none of those tried is.
+    pub(super) fn with_pool_port(&self, key: &Key, action: Action, farm: &Farm) -> Option<Action> {
+        let Action::Send { endpoint, mode, .. } = action else {
+            return Some(action);
+        };
+        let pool = farm.pools.get(farm.endpoint(endpoint)?.pool?)?;
+        let hash = self.hash.route(key);
+        let attempts = u32::try_from(pool.capacity_per_shard()).map_or(ATTEMPTS, |capacity| capacity.min(ATTEMPTS));
+        (0..attempts).find_map(|attempt| {
+            let (address, port) = pool.candidate(hash, attempt, self.shard);
+            let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
+            let action = Action::Send { endpoint, mode, value };
+            let free = self.find(&Self::pool_key(key, action, farm)?).is_none();
+            free.then_some(action)
+        })
+    }
+
+    /// The key of the way back in full-nat, of the direction from the client and its action.
+    pub(super) fn pool_key(key: &Key, action: Action, farm: &Farm) -> Option<Key> {
+        let Action::Send { endpoint, value, .. } = action else {
+            return None;
+        };
+        let endpoint = farm.endpoint(endpoint)?;
+        Key::new(endpoint_address(endpoint, key), pool_address(endpoint, value, farm)?, key.protocol())
+    }
+
+    /// Remembers whose packets on the way back are; the value of their route.
+    pub(super) fn translate_back(&mut self, key: &Key, farm: &Farm) -> Option<u64> {
+        let (client, port) = (key.source(), key.destination().port());
+        self.translations.insert(Translation { client, vip: farm.vip_of(key)?, port }).map(u64::from)
+    }
+
+    /// Forgets it; its route has gone.
+    pub(super) fn forget_translation(&mut self, value: u64) {
+        self.translations.remove(slot(value));
+    }
+
+    /// The key of the direction from the client, of the way back's key and value.
+    pub(super) fn translated_client(&self, back: &Key, value: u64, farm: &Farm) -> Option<Key> {
+        let Translation { client, vip, port } = self.translations.find(slot(value))?;
+        let vip = farm.vips.get(vip as usize)?.address;
+        Key::new(client, SocketAddr::new(vip, port), back.protocol())
+    }
+}
+
+/// The pool's address and port that stand for the client.
+fn pool_address(endpoint: &Endpoint, value: u64, farm: &Farm) -> Option<SocketAddr> {
+    let PoolPort { address, port } = PoolPort::from_value(value);
+    let address = farm.pools.get(endpoint.pool?)?.address(address as usize)?;
+    Some(SocketAddr::new(address, port))
+}
+
+/// Where the endpoint serves the packets with this key, which is of the direction from the client.
+fn endpoint_address(endpoint: &Endpoint, key: &Key) -> SocketAddr {
+    SocketAddr::new(endpoint.address, endpoint.port.unwrap_or(key.destination().port()))
+}
+
+/// What to tell a sender whose packet is of another family on the link that takes `mtu` bytes (RFC 7915 4.2 and 5.2).
+fn mtu_before(mtu: u16, from: Family, to: Family) -> u16 {
+    match (from, to) {
+        (Family::V4, Family::V6) => mtu.saturating_sub(HEADER_DIFFERENCE),
+        (Family::V6, Family::V4) => mtu.saturating_add(HEADER_DIFFERENCE),
+        _ => mtu,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a way back's value is a slot's number")]
+fn slot(value: u64) -> u32 {
+    value as u32
+}
+
+/// Ports that a new connection tries: with one of ten free, one connection in 700,000 finds none.
+const ATTEMPTS: u32 = 128;
+/// By how many bytes an IPv6 header is longer than an IPv4 header.
+const HEADER_DIFFERENCE: u16 = 20;

@@ -1,0 +1,94 @@
+//! The rings that hang on a shard: to the classifiers and back, and to the other shards.
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::farm::PortId;
+use crate::parse::Parsed;
+use crate::plumbing::{Notice, Plumb, Question, Reply};
+
+/// A packet on its way between shard and classifier, with what its parsing found.
+#[derive(Debug)]
+pub struct Held<P> {
+    /// The packet.
+    pub packet: P,
+    /// Its headers.
+    pub parsed: Parsed,
+    /// The port that it came in by.
+    pub port: PortId,
+    /// The shard that owns its flow.
+    pub shard: usize,
+}
+
+/// What one shard hands to another.
+#[derive(Debug)]
+pub enum Handover<P> {
+    /// A packet of a flow that the other one owns.
+    Process(P, Parsed, PortId),
+    /// A packet of a flow that is to be taken to pieces of so many bytes, by who can allocate buffers.
+    Split(P, Parsed, PortId, u16),
+    /// A finished packet, for a port that this shard has no queue of.
+    Send(P, PortId),
+    /// A packet for the kernel twin of a port.
+    Twin(P, PortId),
+}
+
+/// A shard's end of its rings to one classifier.
+#[derive(Debug)]
+pub struct ClassifierLink<P> {
+    pub(super) questions: Producer<Question<Held<P>>>,
+    pub(super) notices: Producer<Notice>,
+    pub(super) replies: Consumer<Reply<Held<P>>>,
+    pub(super) plumbs: Consumer<Plumb>,
+}
+
+/// A classifier's end of its rings to one shard.
+#[derive(Debug)]
+pub struct ShardLink<P> {
+    /// Packets without a route.
+    pub questions: Consumer<Question<Held<P>>>,
+    /// What happened to routes.
+    pub notices: Consumer<Notice>,
+    /// The packets with their answers.
+    pub replies: Producer<Reply<Held<P>>>,
+    /// Orders about routes without a packet.
+    pub plumbs: Producer<Plumb>,
+}
+
+/// The rings between a shard and a classifier; `packets` and `notices` say how many wait at the most.
+#[must_use]
+pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<P>) {
+    let (questions, questions_out) = RingBuffer::new(packets);
+    let (notices, notices_out) = RingBuffer::new(notices);
+    let (replies_in, replies) = RingBuffer::new(packets);
+    let (plumbs_in, plumbs) = RingBuffer::new(packets);
+    (
+        ClassifierLink { questions, notices, replies, plumbs },
+        ShardLink { questions: questions_out, notices: notices_out, replies: replies_in, plumbs: plumbs_in },
+    )
+}
+
+/// A shard's end of the rings to the other shards, by their number; its own place is empty.
+#[derive(Debug)]
+pub struct Neighbourhood<P> {
+    pub(super) to: Vec<Option<Producer<Handover<P>>>>,
+    pub(super) from: Vec<Consumer<Handover<P>>>,
+}
+
+/// The rings among `shards` shards, each `packets` long.
+#[must_use]
+pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
+    let mut all: Vec<Neighbourhood<P>> =
+        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
+    for from in 0..shards {
+        for to in 0..shards {
+            if from == to {
+                all[from].to.push(None);
+                continue;
+            }
+            let (producer, consumer) = RingBuffer::new(packets);
+            all[from].to.push(Some(producer));
+            all[to].from.push(consumer);
+        }
+    }
+    all
+}
