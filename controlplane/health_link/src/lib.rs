@@ -9,12 +9,14 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod checks;
 mod clock;
 mod keys;
 mod link;
 mod listener;
 
 pub use agent::{Agent, AgentError};
+pub use checks::Checks;
 pub use clock::new_life;
 pub use keys::{Keys, KeysError, Names, host_name, names, unit_name};
 pub use listener::{Cache, ListenError, ListenSettings, Listener};
