@@ -47,6 +47,11 @@ fn options_and_extension_headers_follow_the_policy() {
 }
 
 #[test]
+fn protocols_without_ports_go_by_address() {
+    check_group("portless", 16);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 15);
 }

@@ -37,16 +37,6 @@ fn nat_serves_ipv6() {
 }
 
 #[test]
-fn full_nat_serves_ipv4() {
-    serves("fullnat4", &["--mode", "full-nat"]);
-}
-
-#[test]
-fn full_nat_serves_ipv6() {
-    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
-}
-
-#[test]
 fn ipip_serves_ipv4() {
     serves("ipip4", &["--mode", "ipip"]);
 }
@@ -74,6 +64,16 @@ fn nat_serves_where_the_hosts_have_a_smaller_mtu() {
 #[test]
 fn nat_serves_where_the_clients_have_a_smaller_mtu() {
     serves("mtuc", &["--mode", "nat", "--ipv6", "--client-mtu", "1280"]);
+}
+
+#[test]
+fn full_nat_serves_ipv4() {
+    serves("fullnat4", &["--mode", "full-nat"]);
+}
+
+#[test]
+fn full_nat_serves_ipv6() {
+    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
 }
 
 /// A whole run of the lab: no failed request, and new connections spread by capacity.

@@ -43,6 +43,8 @@ counters! {
         responded,
         /// Resets and ICMP errors made for a packet that could not be served.
         refused,
+        /// Of these the ICMP errors about packets that were too big, which are counted as dropped as well.
+        told_too_big,
         /// Routes installed.
         routes_installed,
         /// Routes that came back although one was there already, which was kept.

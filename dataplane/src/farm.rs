@@ -3,6 +3,8 @@
 //! The control plane builds a new [`Farm`] when anything changed and replaces the old one as a whole; a core looks for a new one
 //! between two turns. Indices into it ([`EndpointId`], VIPs, ports) keep their meaning while the unit runs, since routes hold them.
 
+mod association;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -11,7 +13,9 @@ use ip_network_table_deps_treebitmap::IpLookupTable;
 use weir_health_load::{Directive, stable_name};
 use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
 
-use crate::flow::{Key, Key4, Key6};
+pub use self::association::Association;
+use crate::flow::{FlowHash, Key, Key4, Key6};
+use crate::fragments::owner_hash;
 use crate::route_table::{IdleTimeouts, Mode};
 use crate::translation::PoolPorts;
 use crate::tunneler::Tunnel;
@@ -35,6 +39,8 @@ pub struct Farm {
     pub timeouts: IdleTimeouts,
     addresses: Addresses,
     nat: bool,
+    /// By service: the association that its flows belong to; empty if there is none at all.
+    associations: Vec<Option<Association>>,
     /// By port and VLAN identifier: the port that the VLAN is.
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
@@ -252,6 +258,7 @@ impl Farm {
         }
         let mut farm = Self {
             generation,
+            associations: association::of_services(&services),
             vips,
             services,
             endpoints: Vec::new(),
@@ -304,6 +311,28 @@ impl Farm {
             })
             .collect();
         farm
+    }
+
+    /// What a service's flows belong to, if it is one of several that have to meet at one host.
+    #[must_use]
+    pub fn association(&self, service: usize) -> Option<Association> {
+        self.associations.get(service).copied().flatten()
+    }
+
+    /// The hash by which a flow's classifier is found, of the client alone where its flows belong together; `key` is client to VIP.
+    #[inline]
+    #[must_use]
+    pub fn classifier_hash(&self, hash: &FlowHash, key: &Key) -> u64 {
+        if self.associations.is_empty() { hash.client_is_source(key) } else { self.association_hash(hash, key) }
+    }
+
+    #[cold]
+    fn association_hash(&self, hash: &FlowHash, key: &Key) -> u64 {
+        let service = self.vip_of(key).and_then(|vip| self.service(vip, key.protocol(), key.destination().port()));
+        match service.and_then(|service| self.association(service)) {
+            Some(_) => owner_hash(hash, key, true),
+            None => hash.client_is_source(key),
+        }
     }
 
     /// Whether any port is a VLAN of this one.

@@ -15,6 +15,10 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP, RFC 768.
     pub const UDP: u8 = 17;
+    /// GRE, RFC 2784; PPTP's data.
+    pub const GRE: u8 = 47;
+    /// ESP, RFC 4303; IPsec's data.
+    pub const ESP: u8 = 50;
     /// ICMPv6, RFC 4443.
     pub const ICMPV6: u8 = 58;
 }

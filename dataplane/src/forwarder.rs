@@ -11,6 +11,7 @@ mod pairs;
 mod quick;
 
 pub use pairs::is_return;
+
 use std::net::IpAddr;
 
 use arrayvec::ArrayVec;

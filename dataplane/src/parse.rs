@@ -9,7 +9,7 @@ use crate::flow::{Key, Key4, Key6, protocol};
 /// What a packet is, before any table is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// TCP or UDP with its ports.
+    /// TCP or UDP with its ports, or ESP or GRE, with zero as ports: all of a client is one flow.
     Flow,
     /// ICMP or ICMPv6: `key` has addresses, and zero as ports.
     Icmp,
@@ -88,7 +88,7 @@ pub struct Headers {
     pub protocol: u8,
     /// Whether it is IPv6.
     pub v6: bool,
-    /// For a fragment without the TCP or UDP header, which the first one has: its flow's ports.
+    /// Without a TCP or UDP header at `l4`, its flow's ports: of a later fragment the first one's, of ESP and GRE zero.
     pub later: Option<[u8; 4]>,
 }
 
@@ -114,7 +114,7 @@ impl Parsed {
             ttl: self.ttl,
             protocol: self.key.protocol(),
             v6: matches!(self.key, Key::V6(_)),
-            later: self.is_later().then(|| self.key.ports()),
+            later: (self.is_later() || !has_ports(self.key.protocol())).then(|| self.key.ports()),
         }
     }
 
@@ -288,7 +288,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
         fragment: Fragment::default(),
         unicast,
     };
-    let (mut next, mut at) = (header[6], 40);
+    let (mut next, mut at, mut in_fragments) = (header[6], 40, false);
     // RFC 8200 section 4.1: every header at most once, destination options twice.
     for _ in 0..=MAX_EXTENSION_HEADERS {
         parsed.l4 = (l3 + at) as u16;
@@ -318,6 +318,10 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
                 let Some(extension) = ip[at..total].first_chunk::<8>() else {
                     return Err(DropReason::Truncated);
                 };
+                // A fragment of a fragment is nothing that a sender makes.
+                if std::mem::replace(&mut in_fragments, true) {
+                    return Err(DropReason::ExtensionHeader);
+                }
                 let place = u16::from_be_bytes([extension[2], extension[3]]);
                 next = extension[0];
                 if place & 0xfff9 != 0 {
@@ -334,7 +338,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
                 }
                 8
             }
-            _ => return Ok(parsed),
+            _ => return upper(parsed, next, &ip[at..total]),
         };
         at += length;
         if at > total {
@@ -385,6 +389,7 @@ fn upper(mut parsed: Parsed, protocol: u8, payload: &[u8]) -> Result<Parsed, Dro
             }
             parsed.class = Class::Icmp;
         }
+        protocol::ESP | protocol::GRE => parsed.class = Class::Flow,
         _ => {}
     }
     Ok(parsed)
@@ -399,6 +404,10 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
         return Err(DropReason::BadFragment);
     }
     let protocol = parsed.key.protocol();
+    if matches!(protocol, protocol::ESP | protocol::GRE) {
+        // Every fragment has all that names its flow.
+        parsed.class = Class::Flow;
+    }
     if offset == 0 && matches!(protocol, protocol::TCP | protocol::UDP) {
         let needed = if protocol == protocol::TCP { 20 } else { 8 };
         if payload.len() < needed {
@@ -417,6 +426,12 @@ fn fragment_of(mut parsed: Parsed, payload: &[u8]) -> Result<Parsed, DropReason>
         set_ports(&mut parsed.key, chunk::<4>(payload, 0));
     }
     Ok(parsed)
+}
+
+/// Whether packets of a flow have ports, where TCP and UDP have them.
+#[inline]
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
 }
 
 fn foreign(class: Class, l3: usize, unicast: bool) -> Parsed {

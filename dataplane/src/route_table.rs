@@ -326,8 +326,10 @@ impl Slot4 {
     #[inline(always)]
     #[must_use]
     pub fn difference(&self, addresses: u64, rest: u64) -> u64 {
-        let here = u64::from(self.ports) | u64::from(self.entry.protocol) << 32;
-        (self.addresses ^ addresses) | (here ^ rest)
+        // Read as one word with what stands beside the protocol.
+        let Entry { protocol, action, state, flags, .. } = self.entry;
+        let here = u64::from(self.ports) | u64::from(u32::from_le_bytes([protocol, action, state, flags])) << 32;
+        (self.addresses ^ addresses) | ((here ^ rest) & 0xff_ffff_ffff)
     }
 }
 

@@ -425,12 +425,14 @@ impl<Q: Queue> Shard<Q> {
     fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate, now: Moment) {
         match fate {
             Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
-            Fate::Divert { client, zombie } => {
+            Fate::Divert { zombie, .. } => {
+                let client = self.farm.classifier_hash(self.forwarder.hash(), &parsed.key);
                 let (opens, closes) = (parsed.opens(), parsed.closes());
                 let ask = Ask { key: parsed.key, client, opens, closes, zombie };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
-            Fate::DivertError { key, client } => {
+            Fate::DivertError { key, .. } => {
+                let client = self.farm.classifier_hash(self.forwarder.hash(), &key);
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
@@ -448,6 +450,7 @@ impl<Q: Queue> Shard<Q> {
                     && self.respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out))
                 {
                     self.forwarder.counters.refused += 1;
+                    self.forwarder.counters.told_too_big += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                 }
             }
@@ -544,12 +547,12 @@ impl<Q: Queue> Shard<Q> {
             return;
         }
         let links = &mut self.classifiers;
-        let hash = self.forwarder.hash().clone();
+        let (farm, hash) = (&self.farm, self.forwarder.hash().clone());
         let (mut told, mut deferred) = (0, 0);
         let mut stuck = 0u64;
         self.forwarder.tell_notices(|notice| {
-            let full = 1 << (place(hash.client_is_source(&notice.key), links.len()) % 64);
-            let heard = stuck & full == 0 && tell(links, &hash, *notice);
+            let full = 1 << (place(farm.classifier_hash(&hash, &notice.key), links.len()) % 64);
+            let heard = stuck & full == 0 && tell(links, farm, &hash, *notice);
             if heard {
                 told += 1;
             } else {
@@ -567,10 +570,10 @@ impl<Q: Queue> Shard<Q> {
         let slots = self.forwarder.routes4().slots().max(self.forwarder.routes6().slots());
         let count = self.pace.due(slots, now);
         if count > 0 {
-            let (links, hash) = (&mut self.classifiers, self.forwarder.hash().clone());
+            let (links, farm, hash) = (&mut self.classifiers, &self.farm, self.forwarder.hash().clone());
             let (mut told, mut deferred) = (0, 0);
             self.forwarder.expire(count, &self.farm, millis(now), |notice| {
-                let heard = tell(links, &hash, notice);
+                let heard = tell(links, farm, &hash, notice);
                 if heard {
                     told += 1
                 } else {
@@ -646,8 +649,8 @@ fn hand_over<P>(neighbours: &mut Neighbourhood<P>, drops: &mut Drops, shard: usi
     }
 }
 
-fn tell<P>(links: &mut [ClassifierLink<P>], hash: &crate::flow::FlowHash, notice: Notice) -> bool {
-    let classifier = place(hash.client_is_source(&notice.key), links.len());
+fn tell<P>(links: &mut [ClassifierLink<P>], farm: &Farm, hash: &crate::flow::FlowHash, notice: Notice) -> bool {
+    let classifier = place(farm.classifier_hash(hash, &notice.key), links.len());
     links[classifier].notices.push(notice).is_ok()
 }
 

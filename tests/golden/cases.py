@@ -767,7 +767,7 @@ def wrong_fragments(family):
             else:
                 header = IPv6ExtHdrFragment(nh=protocol, offset=frag, m=more, id=protocol)
                 packet = ether() / V6.ip(V6.client, V6.vip) / header / Raw(pattern(48))
-            case.drop(packet, "fragment")
+            case.drop(packet, "protocol" if protocol == 47 else "fragment")
     yield case
 
 
@@ -967,6 +967,7 @@ def vlan_cases():
     answer = ether(src=port, dst=NEAR_MAC) / ARP(op=2, hwsrc=port, psrc="10.100.0.100", hwdst=NEAR_MAC, pdst="10.100.0.50")
     case.sends(tag(asks, 100, prio=7), tag(answer, 100), "arp")
     case.to_twin(asks)  # not its link
+    case.later(1)  # between VLANs there is no order
     case.arrives(tag(asks, 200), "net0")
     case.twin.append(tag(asks, 200).hex())
     packet = ether(src=NEAR_MAC) / V4.ip("10.100.0.50", "10.100.0.100") / ICMP(type=8, id=9, seq=1) / Raw(b"ping")
@@ -974,6 +975,7 @@ def vlan_cases():
     case.sends(tag(packet, 100), tag(echo, 100), "echo")
     # The kernel gets what is not the dataplane's with the tag it had; so does a VLAN that is no port of ours.
     for vlan in (100, 300):
+        case.later(1)
         case.to_twin(tag(ether() / V4.ip("10.100.0.50", "10.100.0.1") / TCP(sport=5, dport=22, flags="S"), vlan))
     # A priority alone is no VLAN.
     packet = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
@@ -1031,6 +1033,7 @@ def header_cases():
             IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::1"]),
             IPv6ExtHdrRouting(type=4, segleft=1, addresses=["2001:db8::1"]),
             IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+            IPv6ExtHdrFragment(offset=0, m=0, id=5) / IPv6ExtHdrFragment(offset=0, m=0, id=6),
         ]
         chain = IPv6ExtHdrDestOpt(options=pad)
         for _ in range(9):
@@ -1049,6 +1052,58 @@ def header_cases():
                 path.request(case, pattern(size))
                 path.reply(case, pattern(size))
         yield case
+
+
+def portless_cases():
+    """ESP and GRE, which have no ports: by address alone, whole and in fragments, and nothing in them is touched."""
+    for mode in ("dsr", "nat", "ipip", "gue"):
+        text = config(mode)
+        for number, (family, protocol) in enumerate(((f, p) for f in FAMILIES for p in ("esp", "gre")), start=20):
+            text += (
+                f'  - id: {number}\n    name: {protocol}-{family}\n    vip: "{family.vip}"\n    protocol: {protocol}\n'
+                f'    mode: {mode}\n    endpoints:\n      - {{ host: host-1, address: "{family.hosts[1]}" }}\n'
+            )
+        for family in FAMILIES:
+            for number in (47, 50):
+                case = Case(f"{mode}-{family}-{'esp' if number == 50 else 'gre'}", text)
+                portless_conversation(Path(mode, family, "udp"), case, number)
+                yield case
+
+
+def portless_conversation(path, case, number):
+    family, mode = path.family, path.mode
+    v4 = family is V4
+    layer = IP if v4 else IPv6
+
+    def passed(packet, src_mac, dst_mac, **rewrite):
+        packet = Ether(bytes(packet))
+        packet.src, packet.dst = src_mac, dst_mac
+        ip = packet[layer]
+        if v4:
+            ip.ttl -= 1
+            del ip.chksum
+        else:
+            ip.hlim -= 1
+        ip.src, ip.dst = rewrite.get("src", ip.src), rewrite.get("dst", ip.dst)
+        return packet
+
+    def at_host(packet):
+        there = passed(packet, PORT_MAC["net0"], HOST_MAC[1], **({"dst": path.host} if mode == "nat" else {}))
+        if mode in ("dsr", "nat"):
+            return there
+        return path.encapsulated(None, bytes(there[layer]), 4 if v4 else 41, 0x2E, bytes(4))
+
+    proto = {"proto": number} if v4 else {"nh": number}
+    for size in (8, 9, 1000, 1400):
+        packet = ether() / family.ip(path.client, path.vip, **proto) / Raw(pattern(size))
+        case.sends(packet, at_host(packet), "request")
+        if mode == "nat":
+            back = ether(src=HOST_MAC[1]) / family.ip(path.host, path.client, **proto) / Raw(pattern(size))
+            case.sends(back, passed(back, PORT_MAC["net0"], ROUTER_MAC, src=path.vip), "answer")
+    # Its fragments need not wait for the first one.
+    whole = ether() / family.ip(path.client, path.vip, **proto, **({"flags": 0} if v4 else {})) / Raw(pattern(3000))
+    for piece in reversed(pieces(whole, (1200, 2400), 5)):
+        case.sends(piece, at_host(piece), "pieces")
 
 
 def local_cases():
@@ -1150,6 +1205,7 @@ GROUPS = {
     "tunnels": tunnel_cases,
     "routes": route_cases,
     "vlans": vlan_cases,
+    "portless": portless_cases,
     "headers": header_cases,
     "wrong": wrong_cases,
     "local": local_cases,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use arc_swap::{ArcSwap, Cache};
-use weir_health_load::{Allotments, LocalAllotments, Request, ServiceStanding};
+use weir_health_load::{Allotments, Health, LocalAllotments, Request, ServiceStanding};
 use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
 
 /// What is known of all services' endpoints; replaced as a whole.
@@ -52,5 +52,11 @@ impl Allotments for UnitAllotments {
     fn guess(&mut self, service: ServiceId, client: u64) -> Option<EndpointId> {
         self.refresh();
         self.local.guess(service, client)
+    }
+
+    fn is_fit(&mut self, service: ServiceId, endpoint: EndpointId) -> bool {
+        let services = &self.standings.load().services;
+        let mut all = services.iter().filter(|standing| standing.service == service).flat_map(|s| &s.standings);
+        all.any(|standing| standing.endpoint == endpoint && standing.health != Health::Failing)
     }
 }

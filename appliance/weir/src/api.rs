@@ -260,6 +260,8 @@ impl UnitApi for Api {
         let protocol = match flow.protocol {
             Protocol::Tcp => protocol::TCP,
             Protocol::Udp => protocol::UDP,
+            Protocol::Esp => protocol::ESP,
+            Protocol::Gre => protocol::GRE,
         };
         let key = Key::new(flow.client, flow.vip, protocol)
             .ok_or_else(|| ApiError::BadRequest("client and VIP are of different families".to_owned()))?;
@@ -390,6 +392,8 @@ fn protocol_of(service: &Service) -> Protocol {
     match service.protocol {
         weir_config::Protocol::Tcp => Protocol::Tcp,
         weir_config::Protocol::Udp => Protocol::Udp,
+        weir_config::Protocol::Esp => Protocol::Esp,
+        weir_config::Protocol::Gre => Protocol::Gre,
     }
 }
 

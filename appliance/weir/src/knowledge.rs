@@ -142,6 +142,8 @@ impl Knowledge {
                 protocol: match service.protocol {
                     weir_config::Protocol::Tcp => protocol::TCP,
                     weir_config::Protocol::Udp => protocol::UDP,
+                    weir_config::Protocol::Esp => protocol::ESP,
+                    weir_config::Protocol::Gre => protocol::GRE,
                 },
                 ports: match &service.ports {
                     weir_config::Ports::All => vec![0..=u16::MAX],

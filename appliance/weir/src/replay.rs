@@ -190,12 +190,11 @@ struct Bench {
 
 impl Bench {
     fn new(config: Arc<Config>, burst: usize) -> Result<Self, ReplayError> {
-        let macs = config
-            .ports
-            .iter()
-            .zip(1u8..)
-            .map(|(port, number)| port.mac.unwrap_or([0x02, 0, 0, 0, 0, number]))
-            .collect();
+        // A VLAN has the address of its port.
+        let of_its_own = |(port, number): (&weir_config::Port, u8)| port.mac.unwrap_or([0x02, 0, 0, 0, 0, number]);
+        let macs: Vec<_> = config.ports.iter().zip(1u8..).map(of_its_own).collect();
+        let below = |(port, mac)| crate::knowledge::vlan(port).map_or(mac, |(parent, _)| macs[usize::from(parent)]);
+        let macs = config.ports.iter().zip(macs.iter().copied()).map(below).collect();
         let mut knowledge = Knowledge::new(Arc::clone(&config), macs);
         let generation = knowledge.next_generation();
         let farm = Arc::new(Farm::new(knowledge.farm()));

@@ -72,6 +72,8 @@ impl Show<'_> {
         let protocol = match client_key.protocol() {
             protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
+            protocol::ESP => Protocol::Esp,
+            protocol::GRE => Protocol::Gre,
             _ => return None,
         };
         let flow = Flow { client: client_key.source(), vip: client_key.destination(), protocol };

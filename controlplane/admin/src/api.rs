@@ -439,6 +439,10 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// IPsec's ESP; ports are 0.
+    Esp,
+    /// GRE; ports are 0.
+    Gre,
 }
 
 impl fmt::Display for Protocol {
@@ -446,6 +450,8 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
+            Protocol::Esp => "esp",
+            Protocol::Gre => "gre",
         })
     }
 }
@@ -457,6 +463,8 @@ impl FromStr for Protocol {
         match text {
             "tcp" => Ok(Protocol::Tcp),
             "udp" => Ok(Protocol::Udp),
+            "esp" => Ok(Protocol::Esp),
+            "gre" => Ok(Protocol::Gre),
             _ => Err(UnknownProtocol(text.to_owned())),
         }
     }
@@ -464,7 +472,7 @@ impl FromStr for Protocol {
 
 /// A text that names no protocol of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0:?} is neither tcp nor udp")]
+#[error("{0:?} is none of tcp, udp, esp, gre")]
 pub struct UnknownProtocol(pub String);
 
 /// One connection, as its client sees it.

@@ -436,6 +436,18 @@ pub enum Mistake {
         /// Where the other endpoint stands.
         first: String,
     },
+    /// Ports of a protocol that has none.
+    #[error("{protocol} has no ports")]
+    NoPorts {
+        /// The protocol.
+        protocol: &'static str,
+    },
+    /// A mode that translates ports, for a protocol that has none.
+    #[error("full-nat translates ports, and {protocol} has none")]
+    TranslatesPorts {
+        /// The protocol.
+        protocol: &'static str,
+    },
     /// A VLAN whose packets do not fit its port.
     #[error("a VLAN's mtu of {mtu} is more than the {most} of its port `{port}`")]
     MtuOverParent {
@@ -541,7 +553,8 @@ impl Mistake {
             Mistake::ProbePort { .. } => "port: PORT that answers probes".to_owned(),
             Mistake::RepliesAlike { .. } => "a port or address of its own for each service, on the host".to_owned(),
             Mistake::MtuOverParent { most, .. } => format!("at most {most}"),
-            Mistake::OfParent { .. } => "leave it out".to_owned(),
+            Mistake::OfParent { .. } | Mistake::NoPorts { .. } => "leave it out".to_owned(),
+            Mistake::TranslatesPorts { .. } => "another mode".to_owned(),
             Mistake::UnusedHost { .. } => "an endpoint of a service, or leave it out".to_owned(),
             Mistake::NoServices => "at least one service".to_owned(),
             Mistake::NotUnicast { .. } => "a unicast address that other machines can reach".to_owned(),

@@ -284,6 +284,10 @@ pub enum Protocol {
     Tcp,
     /// UDP (RFC 768).
     Udp,
+    /// IPsec's ESP: without ports.
+    Esp,
+    /// GRE: without ports.
+    Gre,
 }
 
 /// Ports of a service.

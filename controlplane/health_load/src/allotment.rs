@@ -31,4 +31,9 @@ pub trait Allotments: Send {
     ///
     /// Consumes nothing; the same on every unit with the same standings.
     fn guess(&mut self, service: ServiceId, client: u64) -> Option<EndpointId>;
+
+    /// Whether an endpoint of a service can take more of a session that it has, which is not for want of health.
+    fn is_fit(&mut self, _service: ServiceId, _endpoint: EndpointId) -> bool {
+        true
+    }
 }

@@ -75,9 +75,15 @@ impl SessionKey {
     /// The key of everything from one client address.
     #[must_use]
     pub fn client_address(service: ServiceId, client: IpAddr) -> Self {
+        Self::association(SessionKind::ClientAddress, service, client)
+    }
+
+    /// The key of an association of another kind, of which a client has one: IPsec, PPTP.
+    #[must_use]
+    pub fn association(kind: SessionKind, service: ServiceId, client: IpAddr) -> Self {
         let mut bytes = ArrayVec::new();
         push_address(&mut bytes, client);
-        SessionKey { kind: SessionKind::ClientAddress, service, bytes }
+        SessionKey { kind, service, bytes }
     }
 
     /// The canonical bytes.

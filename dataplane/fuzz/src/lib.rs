@@ -56,8 +56,7 @@ fn encode(mode: u8, arrivals: &[(u8, Vec<u8>)]) -> Vec<u8> {
 /// Lets a whole unit of two shards see a run: no panic, every packet accounted for, and at the end nothing is held.
 pub fn run(bytes: &[u8]) {
     let Some((mode, arrivals)) = decode(bytes) else { return };
-    let mut setup =
-        Setup { shards: 2, routes: 16, sessions: 16, pending: 8, twins: true, ..Setup::new(mode) };
+    let mut setup = Setup { shards: 2, routes: 16, sessions: 16, pending: 8, twins: true, ..Setup::new(mode) };
     for endpoint in &mut setup.parts.endpoints {
         let unit: IpAddr = if endpoint.address.is_ipv4() { [10, 1, 0, 1].into() } else { "fd01::1".parse().unwrap() };
         endpoint.tunnel = match mode {
@@ -104,7 +103,10 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         let kind = if family == Family::V4 { [3, 4, 0, 0, 0, 0, 5, 120] } else { [2, 0, 0, 0, 0, 0, 5, 120] };
         let error = frames::frame(
             MACS[0],
-            frames::addresses("203.0.113.1".parse::<IpAddr>().ok().filter(|_| family == Family::V4).unwrap_or(client.ip()), family.vip(0).ip()),
+            frames::addresses(
+                "203.0.113.1".parse::<IpAddr>().ok().filter(|_| family == Family::V4).unwrap_or(client.ip()),
+                family.vip(0).ip(),
+            ),
             weir_dataplane::wire::Protocol(if family == Family::V4 { 1 } else { 58 }),
             &[&kind, &quoted[14..]].concat(),
         );
@@ -136,7 +138,8 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             ];
             let others = [(4, datagram.clone()), (4, large.clone()), (5, echo.clone()), (255, datagram.clone())];
             let fragments = [2, 0, 3, 1].map(|at| (4 + at as u8 % 2, pieces[at].clone()));
-            let overlap = [(4, pieces[1].clone()), (4, frames::fragments(&datagram, 9, 64)[1].clone()), (8, pieces[0].clone())];
+            let overlap =
+                [(4, pieces[1].clone()), (4, frames::fragments(&datagram, 9, 64)[1].clone()), (8, pieces[0].clone())];
             for (name, arrivals) in
                 [("connection", &connection[..]), ("others", &others), ("fragments", &fragments), ("overlap", &overlap)]
             {

@@ -4,6 +4,7 @@
 //! answer is pending, later packets of the flow wait behind the first in a bounded place. It is sans-IO and generic over what
 //! stands for a packet: the buffer itself over a ring, a cookie between units.
 
+mod association;
 mod inventory;
 mod pending;
 
@@ -124,6 +125,9 @@ impl<H> Classifier<H> {
             Some(question) => question,
             None => return,
         };
+        if let Some(verdict) = self.rejoin(&ask, service, now) {
+            return reply(Reply { key: ask.key, verdict, held: question.held });
+        }
         let ticket = self.ticket();
         if ask.opens {
             self.allot(ticket, question, service, now, reply);
@@ -348,6 +352,7 @@ impl<H> Classifier<H> {
         if self.inventory.put(&ask.key, route, millis(now)) {
             self.counters.inventory_evicted += 1;
         }
+        self.associate(endpoint, ask, service, now);
         Verdict::Install { route, replace: ask.opens }
     }
 

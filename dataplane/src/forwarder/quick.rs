@@ -51,9 +51,9 @@ impl Forwarder {
         packets.iter().for_each(Packet::prefetch);
         let mac = address_word(farm.ports[usize::from(port)].mac);
         let longest = usize::from(farm.smallest_mtu()) + 14;
-        (lane.four, lane.six, lane.found) = (Bits(0), Bits(0), Bits(0));
-        for (at, packet) in packets.iter().enumerate() {
-            let frame = packet.data();
+        let (mut four, mut six) = (Bits(0), Bits(0));
+        for at in 0..packets.len().min(BURST) {
+            let frame = packets[at].data();
             if frame.len() > longest {
                 continue;
             }
@@ -64,15 +64,16 @@ impl Forwarder {
                 continue;
             }
             match word(start, 12) & ETHERTYPE_AND_VERSION {
-                IPV4 => self.enter4(lane, start, frame.len(), at),
-                kind if kind & !0x0f_0000 == IPV6 => self.enter6(lane, frame, at),
+                IPV4 => self.enter4(lane, start, frame.len(), at, &mut four),
+                kind if kind & !0x0f_0000 == IPV6 => self.enter6(lane, frame, at, &mut six),
                 _ => (),
             }
         }
+        (lane.four, lane.six, lane.found) = (four, six, Bits(0));
     }
 
     #[inline(always)]
-    fn enter4(&self, lane: &mut QuickLane, start: &[u8; SHORTEST], len: usize, at: usize) {
+    fn enter4(&self, lane: &mut QuickLane, start: &[u8; SHORTEST], len: usize, at: usize, four: &mut Bits) {
         let total = usize::from(short(start, 16));
         let (fragment, ttl, protocol) = (half(start, 20) & 0xff3f, start[22], start[23]);
         if total + 14 > len || fragment != 0 || ttl <= 1 || !sums_up(start) {
@@ -85,11 +86,11 @@ impl Forwarder {
         lane.slots[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
         lane.addresses[at] = addresses;
         lane.rest[at] = rest;
-        lane.four.put(at, true);
+        four.put(at, true);
     }
 
     #[inline(always)]
-    fn enter6(&self, lane: &mut QuickLane, frame: &[u8], at: usize) {
+    fn enter6(&self, lane: &mut QuickLane, frame: &[u8], at: usize, six: &mut Bits) {
         let Some(start) = frame.first_chunk::<SHORTEST6>() else {
             return;
         };
@@ -99,7 +100,7 @@ impl Forwarder {
             return;
         }
         lane.slots[at] = self.routes6.prefetch(&key6(start));
-        lane.six.put(at, true);
+        six.put(at, true);
     }
 
     /// Second pass: looks at the first lines; asks for the second one where that is not enough.
@@ -275,9 +276,12 @@ impl Iterator for Bits {
 
     #[inline(always)]
     fn next(&mut self) -> Option<usize> {
+        if self.0 == 0 {
+            return None;
+        }
         let at = self.0.trailing_zeros() as usize;
-        self.0 &= self.0.wrapping_sub(1);
-        (at < BURST).then_some(at)
+        self.0 &= self.0 - 1;
+        Some(at)
     }
 }
 

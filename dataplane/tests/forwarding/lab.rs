@@ -409,7 +409,7 @@ impl Lab {
         let drops: u64 = self.shards.iter().map(|shard| shard.forwarder().drops.total()).sum();
         assert_eq!(self.count("received"), arrived);
         assert_eq!(
-            arrived + by_twins + self.count("split"),
+            arrived + by_twins + self.count("split") + self.count("told_too_big"),
             self.count("sent") + self.count("twin") + drops + self.held() as u64,
             "sent {}, twin {}, drops {:?}, held {}",
             self.count("sent"),

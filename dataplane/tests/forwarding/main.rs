@@ -6,6 +6,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "small numbers of a test's own making")]
 
 mod any_bytes;
+mod associations;
 mod decisions;
 mod farm_changes;
 mod fragments;

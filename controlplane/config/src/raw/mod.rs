@@ -268,10 +268,10 @@ pub struct Service {
     /// Virtual IP: unicast, and no own address of the unit or a host.
     #[schemars(required)]
     pub vip: Option<AddressText>,
-    /// Transport protocol. Default: tcp.
+    /// Protocol. Default: tcp. Flows of `esp` and `gre`, which have no ports, are all that a client sends; an esp service's clients
+    /// find the same host by its VIP's udp services on 500 and 4500 (IKE), a gre service's by the tcp service on 1723 (PPTP).
     pub protocol: Option<Protocol>,
-    /// Ports at the virtual IP. No two services share VIP, protocol and a port.
-    #[schemars(required)]
+    /// Ports at the virtual IP; not with esp and gre, else needed. No two services share VIP, protocol and a port.
     pub ports: Option<PortSet>,
     /// How packets reach the endpoints.
     #[schemars(required)]
@@ -308,6 +308,10 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// IPsec's ESP.
+    Esp,
+    /// GRE, as PPTP uses it.
+    Gre,
 }
 
 /// How packets reach the endpoints.

@@ -197,10 +197,7 @@ fn vlan(check: &mut Check, network: &Network, text: &str, place: &Place) -> Opti
         _ => {
             let real = |port: &&Port| !matches!(port.device, Device::Vlan { .. });
             let known = network.ports.iter().filter(real).map(|port| port.name.clone()).collect();
-            check.error(
-                place,
-                Mistake::UnknownName { what: "port above that is no VLAN", name: name.to_owned(), known },
-            );
+            check.error(place, Mistake::UnknownName { what: "untagged port above", name: name.to_owned(), known });
             None
         }
     }

@@ -64,14 +64,26 @@ fn draft<'d>(check: &mut Check, raw: &'d raw::Service, place: Place, network: &N
     let vip =
         check.required(raw.vip.as_ref(), &at, raw::AddressText::EXPECTED).and_then(|text| check.address(text, &at));
     let at = place.key("ports");
-    let ports = check
-        .required(raw.ports.as_ref(), &at, "80, \"8000-8099\", a list of these, or all")
-        .and_then(|set| check.ports(set, &at));
     let protocol = match raw.protocol {
         Some(raw::Protocol::Udp) => Protocol::Udp,
         Some(raw::Protocol::Tcp) | None => Protocol::Tcp,
+        Some(raw::Protocol::Esp) => Protocol::Esp,
+        Some(raw::Protocol::Gre) => Protocol::Gre,
+    };
+    let ports = if matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+        check
+            .required(raw.ports.as_ref(), &at, "80, \"8000-8099\", a list of these, or all")
+            .and_then(|set| check.ports(set, &at))
+    } else {
+        if raw.ports.is_some() {
+            check.error(&at, Mistake::NoPorts { protocol: word_of(protocol) });
+        }
+        Some(Ports::All)
     };
     let mode = mode(check, raw, &place, network);
+    if matches!(mode, Some(Mode::FullNat { .. })) && !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+        check.error(&place.key("mode"), Mistake::TranslatesPorts { protocol: word_of(protocol) });
+    }
     Draft { raw, place, id, name, vip, protocol, ports, mode }
 }
 
@@ -110,6 +122,16 @@ fn mode(check: &mut Check, raw: &raw::Service, place: &Place, network: &Network)
     }
 }
 
+/// A protocol as it stands in the YAML.
+fn word_of(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Esp => "esp",
+        Protocol::Gre => "gre",
+    }
+}
+
 /// A mode as it stands in the YAML.
 pub(super) fn word(mode: raw::Mode) -> &'static str {
     match mode {
@@ -129,10 +151,7 @@ fn overlaps(check: &mut Check, drafts: &[Draft<'_>]) {
         let earlier = by_vip.entry((vip, draft.protocol)).or_default();
         let clash = earlier.iter().find_map(|other| Some((other, other.ports.as_ref()?.common(ports)?)));
         if let Some((other, port)) = clash {
-            let protocol = match draft.protocol {
-                Protocol::Tcp => "tcp",
-                Protocol::Udp => "udp",
-            };
+            let protocol = word_of(draft.protocol);
             let first = other.place.key("ports").to_string();
             let mistake = Mistake::Overlap { vip, protocol, port, other: other.name.clone(), first };
             check.error(&draft.place.key("ports"), mistake);
@@ -266,6 +285,8 @@ fn probe_port(check: &mut Check, raw: &raw::Probe, draft: &Draft<'_>, place: &Pl
     let endpoints = draft.raw.endpoints.as_deref().unwrap_or_default();
     let why = if draft.protocol == Protocol::Udp {
         "probes are TCP, and the service is UDP"
+    } else if draft.protocol != Protocol::Tcp {
+        "probes are TCP, and the service has no ports"
     } else if ports.single().is_none() && endpoints.iter().any(|endpoint| endpoint.port.is_none()) {
         "the service has several ports"
     } else {
