@@ -250,7 +250,7 @@ async fn haproxy_does_what_agents_say() {
     say(load(20));
     haproxy.until("no check", "60").await;
     direct(Directive::Draining);
-    haproxy.until("DRAIN", "0").await;
+    haproxy.until("DRAIN", "60").await;
     direct(Directive::Active);
     haproxy.until("no check", "60").await;
     report(&agent, Health::Failing);
