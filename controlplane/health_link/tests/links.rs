@@ -253,6 +253,4 @@ async fn haproxy_does_what_agents_say() {
     haproxy.until("DRAIN", "60").await;
     direct(Directive::Active);
     haproxy.until("no check", "60").await;
-    report(&agent, Health::Failing);
-    haproxy.until("DOWN", "60").await;
 }
