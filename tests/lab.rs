@@ -186,6 +186,59 @@ fn a_drained_host_keeps_what_it_has_and_gets_nothing_new() {
 }
 
 #[test]
+fn what_agents_say_decides() {
+    let farm = Farm::up("agents", &["--mode", "dsr", "--agents"]);
+    // Health: the connection after the one that is known decides.
+    let mut times = Vec::new();
+    for health in ["failing", "healthy"].repeat(10) {
+        let begun = SystemTime::now();
+        farm.agent("host-2", &["report", "1", "--health", health]);
+        farm.wait_for(&format!("host-2 is {health}"), |farm| farm.health("host-2")[0] == health);
+        times.push(begun.elapsed().expect("time passes"));
+    }
+    times.sort_unstable();
+    println!("report to unit, two commands included: median {:?}, worst {:?}", times[10], times[19]);
+    farm.agent("host-2", &["report", "1", "--health", "failing"]);
+    farm.wait_for("host-2 is failing", |farm| farm.health("host-2")[0] == "failing");
+    assert_eq!(farm.given_under_load()["host-2"], 0);
+    farm.agent("host-2", &["report", "1", "--health", "healthy"]);
+
+    // Load: a host that is nearly full gets little.
+    for _ in 0..2 {
+        farm.agent("host-1", &["report", "1", "--load", "45"]);
+    }
+    farm.wait_for("host-1 is nearly full", |farm| farm.endpoint("host-1")["capacity"].as_u64() < Some(8));
+    let given = farm.given_under_load();
+    assert!(given["host-1"] < given["host-2"] / 2 && given["host-1"] < given["host-3"], "{given:?}");
+    farm.agent("host-1", &["report", "1", "--load", "0"]);
+
+    // Draining returns when the unit knows, and loses no request of the connections that are there.
+    let results = farm.results_path();
+    let load = farm.run_in_background("4s", &results);
+    farm.wait_for("the load runs", |farm| farm.new_connections()["host-1"] > 0);
+    farm.agent("host-1", &["drain"]);
+    let said = farm.weirctl(&["hosts"])[0]["services"][0]["agent"].clone();
+    assert_eq!((&said["target"], &said["current"]), (&"draining".into(), &"draining".into()));
+    expect_end(load);
+    assert_eq!(farm.given_under_load()["host-1"], 0);
+    farm.agent("host-1", &["resume"]);
+
+    // A goodbye counts at once, silence after three heartbeats of a second.
+    farm.signal_agent("host-3", "TERM");
+    farm.wait_for("host-3 said goodbye", |farm| farm.reason("host-3").contains("goodbye"));
+    assert_eq!(farm.given_under_load()["host-3"], 0);
+    let begun = SystemTime::now();
+    farm.signal_agent("host-2", "KILL");
+    farm.wait_for("host-2 is silent", |farm| farm.reason("host-2").contains("silent"));
+    let silent = begun.elapsed().expect("time passes");
+    println!("silent after {silent:?}");
+    assert!(silent > Duration::from_secs(2) && silent < Duration::from_secs(6), "{silent:?}");
+    let given = farm.given_under_load();
+    assert!(given["host-2"] == 0 && given["host-1"] > 100, "{given:?}");
+    farm.down();
+}
+
+#[test]
 fn a_killed_lab_leaves_nothing_after_down() {
     let farm = Farm::new("killed");
     let mut lab = farm.lab(&[]);
@@ -303,6 +356,39 @@ impl Farm {
             *given.entry(host).or_default() += endpoint["new_connections"].as_u64().expect("new_connections");
         }
         given
+    }
+
+    /// By host: what a load without a single failure gave it.
+    fn given_under_load(&self) -> BTreeMap<String, u64> {
+        let before = self.new_connections();
+        let results = self.load("2s");
+        assert_eq!(results["loads"][0]["failures"], 0, "{}", results["loads"][0]);
+        difference(&self.new_connections(), &before)
+    }
+
+    /// Asks a host's agent.
+    fn agent(&self, host: &str, words: &[&str]) {
+        let mut agent = Command::new(bin_dir().join("weir-host"));
+        agent.arg("--socket").arg(self.folder().join(host).join("agent.sock")).args(words);
+        expect_success(&agent.stdin(Stdio::null()).output().expect("weir-host starts"));
+    }
+
+    fn signal_agent(&self, host: &str, signal: &str) {
+        let record = read_json(&self.folder().join("processes").join(format!("{host}-agent.json")));
+        let killed = Command::new("kill").arg(format!("-{signal}")).arg(record["pid"].to_string()).output();
+        expect_success(&killed.expect("kill"));
+    }
+
+    /// A host's endpoint of the first service.
+    fn endpoint(&self, host: &str) -> Value {
+        self.endpoints().find(|e| e["host_name"] == host).expect("an endpoint")
+    }
+
+    /// Why a host's health changed last.
+    fn reason(&self, host: &str) -> String {
+        let Value::Array(hosts) = self.weirctl(&["hosts"]) else { panic!("weirctl hosts answers an array") };
+        let host = hosts.into_iter().find(|known| known["name"] == host).expect("the host");
+        host["recent"][0]["reason"].as_str().unwrap_or_default().to_owned()
     }
 
     fn endpoints(&self) -> impl Iterator<Item = Value> + use<> {

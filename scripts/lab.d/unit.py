@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import agents
 from hosts import ECHO_PORT
 from processes import LabError, run, tail, wait_until
 
@@ -14,7 +15,7 @@ unit:
   name: weir-lab-{name}
 admin:
   socket: {socket}
-dataplane:
+{agents}dataplane:
   shards: {shards}
   classifiers: 1
   cpus: {cpus}
@@ -50,10 +51,10 @@ SERVICE = """  - id: {id}
 
 def build(repository, say):
     """Builds the release binaries, with cargo's own progress, and returns their folder."""
-    say("building weir, weirctl and weir-decap (release; minutes on a cold start)")
+    say("building weir, weirctl, weir-host and weir-decap (release; minutes on a cold start)")
     try:
         built = subprocess.run(
-            ["cargo", "build", "--release", "-p", "weir", "-p", "weirctl", "-p", "weir-host-bpf"],
+            ["cargo", "build", "--release", "-p", "weir", "-p", "weirctl", "-p", "weir-host", "-p", "weir-host-bpf"],
             cwd=repository,
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -67,7 +68,7 @@ def build(repository, say):
     return Path(json.loads(metadata.stdout)["target_directory"]) / "release"
 
 
-def write_config(state, topology, port_type, queues):
+def write_config(state, topology, port_type, queues, spoken_for):
     """Writes the unit's YAML into the lab's folder."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     ports = []
@@ -114,7 +115,11 @@ def write_config(state, topology, port_type, queues):
                 if topology.pools
                 else []
             ),
-            hosts="\n".join(f"  - {{ id: {h.id}, name: {h.name}, address: {h.ipv4} }}" for h in topology.hosts),
+            agents=f"agents:\n  listen: 0.0.0.0:{agents.PORT}\n  keys: {agents.unit_keys(state)}\n" if spoken_for else "",
+            hosts="\n".join(
+                f"  - {{ id: {h.id}, name: {h.name}, address: {h.ipv4}, agent: {str(spoken_for).lower()} }}"
+                for h in topology.hosts
+            ),
             services="\n".join(services),
         )
     )

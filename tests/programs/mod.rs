@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The folder with `weir`, `weirctl` and `weir-decap`, of one build.
+/// The folder with `weir`, `weirctl`, `weir-host` and `weir-decap`, of one build.
 ///
 /// Cargo has built `weir` for this test. It builds the other packages' programs, too, where the whole workspace is tested, and
 /// whoever does that may say so by `WEIR_WORKSPACE_BUILT`: building them alone would compile half its dependencies again.
@@ -16,7 +16,7 @@ pub(crate) fn bin_dir() -> &'static Path {
             return folder;
         }
         let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-        cargo.args(["build", "--quiet", "-p", "weirctl", "-p", "weir-host-bpf", "--target-dir"]);
+        cargo.args(["build", "--quiet", "-p", "weirctl", "-p", "weir-host", "-p", "weir-host-bpf", "--target-dir"]);
         cargo.arg(folder.parent().expect("the target folder"));
         if folder.ends_with("release") {
             cargo.arg("--release");

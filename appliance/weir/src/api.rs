@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weir_admin::api::{
-    ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange, HostService, HostStatus,
-    MbufStatus, PortCounters, PortStatus, Protocol, RouteCount, RouteList, RouteLookup, ServiceStatus, ShardMove,
-    ShardStatus, Status, UnitApi,
+    AgentRow, ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange, HostService,
+    HostStatus, MbufStatus, PortCounters, PortStatus, Protocol, RouteCount, RouteList, RouteLookup, ServiceStatus,
+    ShardMove, ShardStatus, Status, UnitApi,
 };
 use weir_config::Service;
 use weir_dataplane::flow::{FlowHash, Key, place, protocol};
@@ -180,8 +180,8 @@ impl UnitApi for Api {
                         host_name: settings.host_name.clone(),
                         address: settings.address,
                         port: settings.port,
-                        capacity: settings.capacity,
-                        directive: directive(known.directive),
+                        capacity: known.weight(settings.capacity),
+                        directive: directive(known.effective_directive()),
                         health: health(known.health),
                         since_ms: now.0.saturating_sub(known.since.0),
                         new_connections: self.chosen(id),
@@ -216,10 +216,18 @@ impl UnitApi for Api {
                     HostService {
                         service: service.id,
                         name: service.name.clone(),
-                        directive: directive(known.directive),
+                        directive: directive(known.effective_directive()),
                         health: health(known.health),
                         since_ms: now.0.saturating_sub(known.since.0),
                         new_connections: self.chosen(id),
+                        agent: known.said.map(|said| AgentRow {
+                            health: health(said.status.health),
+                            load: said.status.load,
+                            capacity: said.status.capacity,
+                            target: directive(said.directives.target),
+                            current: directive(said.directives.current),
+                            live: said.live,
+                        }),
                     }
                 })
                 .collect(),
@@ -314,6 +322,11 @@ impl UnitApi for Api {
             }
             for (reason, value) in published.drops() {
                 *counters.drops.entry(reason.name().to_owned()).or_insert(0) += value;
+            }
+        }
+        if let Some(cache) = shared.agents.get() {
+            for (name, value) in cache.with(|end, _| end.refusals()).by_name() {
+                counters.totals.insert(format!("agents_refused_{}", name.replace('-', "_")), value);
             }
         }
         for classifier in shared.cores.classifiers() {

@@ -21,6 +21,7 @@ use weir_identity::{EndpointId, Incarnation, Moment};
 use weir_netlink::{KernelMirror, MirrorError, Options};
 use weir_probes::{Expect, HealthChange, Kind, Probes, Question, Target, host_header};
 
+use crate::agents::Heard;
 use crate::allotments::Standings;
 use crate::api::Api;
 use crate::core_thread::{Cores, uptime};
@@ -62,6 +63,9 @@ pub enum ControlError {
     /// The kernel's tables.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+    /// Where agents connect.
+    #[error(transparent)]
+    Agents(#[from] crate::agents::AgentsError),
     /// A probe.
     #[error(transparent)]
     Probe(#[from] ProbeStateError),
@@ -86,6 +90,8 @@ pub struct Shared {
     /// The pool of all packet buffers.
     pub pool: Mempool,
     standings: Arc<ArcSwap<Standings>>,
+    /// What agents said, where the YAML has them.
+    pub agents: std::sync::OnceLock<weir_health_link::Cache>,
 }
 
 /// One change of an endpoint's health.
@@ -127,25 +133,48 @@ impl Shared {
         changed
     }
 
+    /// Takes what agents said. Only a directive needs a new farm; load changes too often for that.
+    pub fn heard(&self, heard: &[Heard]) {
+        let mut knowledge = self.knowledge.lock();
+        let mut directed = false;
+        for heard in heard {
+            let Some(known) = knowledge.endpoints.get_mut(heard.endpoint.index()) else { continue };
+            let before = known.effective_directive();
+            known.said = heard.said;
+            directed |= known.effective_directive() != before;
+            if known.health != heard.health {
+                self.change_health(&mut knowledge, heard.endpoint, heard.health, heard.reason.to_owned());
+            }
+        }
+        if directed {
+            return self.publish(&mut knowledge);
+        }
+        let generation = knowledge.next_generation();
+        self.standings.store(Arc::new(Standings { generation, services: knowledge.standings() }));
+    }
+
     fn health(&self, change: &HealthChange) {
         let mut knowledge = self.knowledge.lock();
-        let Some(known) = knowledge.endpoints.get_mut(change.endpoint.index()) else {
+        self.change_health(&mut knowledge, change.endpoint, change.health, change.reason.to_string());
+        self.publish(&mut knowledge);
+    }
+
+    fn change_health(&self, knowledge: &mut Knowledge, endpoint_id: EndpointId, health: Health, reason: String) {
+        let Some(known) = knowledge.endpoints.get_mut(endpoint_id.index()) else {
             return;
         };
         let now = uptime();
-        let from = std::mem::replace(&mut known.health, change.health);
+        let from = std::mem::replace(&mut known.health, health);
         known.since = now;
-        let (service, endpoint) = {
+        let (service, host) = {
             let known = known.clone();
             let (service, endpoint) = knowledge.settings(&known);
             (service.name.clone(), endpoint.host_name.clone())
         };
-        info!(%service, host = %endpoint, from = ?from, to = ?change.health, reason = %change.reason, "health changed");
-        self.publish(&mut knowledge);
+        info!(%service, %host, from = ?from, to = ?health, %reason, "health changed");
         let mut recent = self.recent.lock();
         recent.truncate(RECENT - 1);
-        let reason = change.reason.to_string();
-        recent.push_front(Change { at: now, endpoint: change.endpoint, from, to: change.health, reason });
+        recent.push_front(Change { at: now, endpoint: endpoint_id, from, to: health, reason });
     }
 }
 
@@ -172,6 +201,7 @@ pub fn run(unit: Unit) -> Result<Arc<Shared>, ControlError> {
         ports,
         pool,
         standings,
+        agents: std::sync::OnceLock::new(),
     });
     runtime.block_on(serve(&shared, &failed, admin))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -195,6 +225,13 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
     let (changes, mut health) = mpsc::channel(64);
     let probes = Probes::spawn(targets(shared), changes)?;
 
+    let listener = crate::agents::listen(shared)?;
+    let mut agents = listener.as_ref().map(weir_health_link::Listener::cache);
+    if let Some(cache) = &agents {
+        let _ = shared.agents.set(cache.clone());
+    }
+    let _checks = crate::agents::answer_checks(shared).await?;
+
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = Arc::new(Api::new(Arc::clone(shared)));
     let admin = tokio::spawn(socket.serve(api, async {
@@ -209,6 +246,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
             _ = terminate.recv() => { info!("SIGTERM: the unit ends"); break }
             _ = interrupt.recv() => { info!("SIGINT: the unit ends"); break }
             Some(change) = health.recv() => shared.health(&change),
+            () = crate::agents::changed(&mut agents) => crate::agents::refresh(shared),
             _ = check.tick() => {
                 if failed.load(Ordering::Acquire) {
                     break;
@@ -310,7 +348,8 @@ fn targets(shared: &Shared) -> Vec<Target> {
     let knowledge = shared.knowledge.lock();
     let targets = knowledge.known().filter_map(|(id, known)| {
         let (service, endpoint) = knowledge.settings(known);
-        let probe = service.probe.as_ref()?;
+        let has_agent = knowledge.config.hosts.iter().any(|host| host.id == endpoint.host && host.agent);
+        let probe = service.probe.as_ref().filter(|_| !has_agent)?;
         let port = probe.port.or(endpoint.port).or(service.ports.single())?;
         let kind = match &probe.kind {
             ProbeKind::Tcp => Kind::Tcp,

@@ -12,6 +12,7 @@ use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
 use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
+use weir_health_protocol::{Directives, Status};
 use weir_identity::{EndpointId, Moment};
 use weir_netlink::Snapshot;
 
@@ -42,6 +43,45 @@ pub struct Known {
     pub health: Health,
     /// Since when it has had this health.
     pub since: Moment,
+    /// What the host's agent says, where there is one and it was heard.
+    pub said: Option<Said>,
+}
+
+/// What a host's agent says of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// How the application is.
+    pub status: Status,
+    /// What the host wants, and takes for known.
+    pub directives: Directives,
+    /// Its host is there: else this is the last that was heard.
+    pub live: bool,
+}
+
+impl Known {
+    /// What is done: the stricter of what the operator and the host want.
+    #[must_use]
+    pub fn effective_directive(&self) -> Directive {
+        let rank = |directive: &Directive| match directive {
+            Directive::Active => 0,
+            Directive::Draining => 1,
+            Directive::Inactive => 2,
+        };
+        let said = self.said.map(|said| said.directives.target);
+        said.into_iter().chain([self.directive]).max_by_key(rank).unwrap_or_default()
+    }
+
+    /// Its weight: what the host can still take if it says so, else what the YAML says.
+    ///
+    /// A host that is full still gets the least there is: with all of them full, somebody has to.
+    #[must_use]
+    pub fn weight(&self, configured: u32) -> u32 {
+        match self.said {
+            Some(Said { status, .. }) if status.capacity > 0 => u32::from(status.free()).max(1),
+            Some(_) => 0,
+            None => configured,
+        }
+    }
 }
 
 impl Knowledge {
@@ -59,6 +99,7 @@ impl Knowledge {
                     directive: directive(settings.state),
                     health: Health::Unknown,
                     since: Moment(0),
+                    said: None,
                 })
             })
             .collect();
@@ -128,7 +169,7 @@ impl Knowledge {
                     application: settings.application,
                     address: settings.address,
                     port: settings.port,
-                    directive: known.directive,
+                    directive: known.effective_directive(),
                     backup: settings.backup,
                     tunnel: self.tunnel(service.mode, settings.address),
                     pool: match service.mode {
@@ -194,8 +235,12 @@ impl Knowledge {
                                 settings.address,
                                 settings.port.unwrap_or(0),
                             ),
-                            capacity: settings.capacity,
-                            directive: known.directive,
+                            // A changed weight would move clients to other hosts.
+                            capacity: match service.select {
+                                weir_config::Select::Hash => settings.capacity,
+                                _ => known.weight(settings.capacity),
+                            },
+                            directive: known.effective_directive(),
                             health: known.health,
                             backup: settings.backup,
                         }

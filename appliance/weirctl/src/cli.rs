@@ -43,6 +43,14 @@ pub(crate) enum Command {
     /// Shards: move one to another core
     #[command(subcommand)]
     Shards(ShardAction),
+    /// The cluster's authority and its nodes' certificates
+    Pki {
+        /// The authority's directory
+        #[arg(long, global = true, env = "WEIR_PKI", default_value = "/etc/weir/pki", value_name = "DIR")]
+        dir: PathBuf,
+        #[command(subcommand)]
+        action: PkiAction,
+    },
     /// Print the completions for a shell
     Completions {
         /// Whose syntax
@@ -64,6 +72,49 @@ pub(crate) enum HostAction {
     Resume(HostArgs),
     /// What changed lately in the hosts' health, newest first
     Changes,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiAction {
+    /// Make the cluster's authority
+    Init,
+    /// Make a unit's key and certificate
+    Unit {
+        /// The unit's id (unit.id in its YAML)
+        id: u32,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Make a host's key and certificate, or a proxy's for several hosts
+    Host {
+        /// The hosts' ids (hosts[].id in the units' YAML)
+        #[arg(required = true)]
+        ids: Vec<u32>,
+        /// What to call it [default: host-ID]
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Make a new key and certificate for a node that has one
+    Renew {
+        /// As it was called: unit-1, host-7, …
+        name: String,
+        #[command(flatten)]
+        lifetime: Lifetime,
+    },
+    /// Revoke all certificates of a node; copy revoked.pem to the units
+    Revoke {
+        /// As it was called: unit-1, host-7, …
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lifetime {
+    /// How long it is good
+    #[arg(long, default_value_t = 365)]
+    pub(crate) days: u16,
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ use crate::socket::SocketError;
 
 mod cli;
 mod counters;
+mod pki;
 mod socket;
 mod tables;
 
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Failure> {
-    // These two need no unit.
+    // These need no unit.
     match &cli.command {
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -44,6 +45,7 @@ fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Failure> {
         }
         Command::Man { dir: None } => return Ok(clap_mangen::Man::new(Cli::command()).render(out)?),
         Command::Man { dir: Some(dir) } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
+        Command::Pki { dir, action } => return pki::run(dir, action, out),
         _ => {}
     }
     let path = match &cli.socket {
@@ -85,7 +87,7 @@ fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Failure> {
         Command::Shards(ShardAction::Move { shard, cpu }) => {
             show(cli, out, &client.move_shard(*shard, *cpu)?, tables::shard_move)
         }
-        Command::Completions { .. } | Command::Man { .. } => Ok(()),
+        Command::Pki { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
 }
 
@@ -123,6 +125,8 @@ enum Failure {
     Client(#[from] ClientError),
     #[error("no route for {} {} to {}; shard {shard} would hold it", flow.protocol, flow.client, flow.vip)]
     NoRoute { flow: Flow, shard: u32 },
+    #[error(transparent)]
+    Pki(#[from] weir_pki::PkiError),
     #[error("cannot write")]
     Output(#[from] io::Error),
 }
@@ -131,7 +135,10 @@ impl Failure {
     /// As `--help` documents them.
     fn exit_code(&self) -> u8 {
         match self {
-            Failure::NoRoute { .. } | Failure::Client(ClientError::Refused { .. }) | Failure::Output(_) => 1,
+            Failure::NoRoute { .. }
+            | Failure::Client(ClientError::Refused { .. })
+            | Failure::Pki(_)
+            | Failure::Output(_) => 1,
             Failure::Socket(_) | Failure::Client(_) => 2,
         }
     }

@@ -99,14 +99,21 @@ pub(crate) fn services(services: &[ServiceStatus]) -> String {
 
 /// Hosts, one row per service of each.
 pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
-    let mut rows = table(&["ID", "HOST", "ADDRESS", "SERVICE", "HEALTH", "SINCE", "DIRECTIVE", "NEW"], &[0, 5, 7]);
+    let spoken_for = hosts.iter().flat_map(|host| &host.services).any(|service| service.agent.is_some());
+    let mut header = vec!["ID", "HOST", "ADDRESS", "SERVICE", "HEALTH", "SINCE", "DIRECTIVE", "NEW"];
+    if spoken_for {
+        header.extend(["AGENT-SAYS", "LOAD", "TARGET", "CURRENT"]);
+    }
+    let mut rows = table(&header, &[0, 5, 7, 9]);
     for host in hosts {
         let (id, address) = (host.id.to_string(), host.address.to_string());
         if host.services.is_empty() {
-            rows.add_row([&id, &host.name, &address, "-", "-", "-", "-", "-"]);
+            let mut row = vec![id.as_str(), &host.name, &address];
+            row.resize(header.len(), "-");
+            rows.add_row(row);
         }
         for service in &host.services {
-            rows.add_row([
+            let mut row = vec![
                 id.clone(),
                 host.name.clone(),
                 address.clone(),
@@ -115,7 +122,17 @@ pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
                 duration(service.since_ms),
                 service.directive.to_string(),
                 service.new_connections.to_string(),
-            ]);
+            ];
+            match &service.agent {
+                Some(said) => row.extend([
+                    format!("{}{}", said.health, if said.live { "" } else { ", once" }),
+                    format!("{}/{}", said.load, said.capacity),
+                    said.target.to_string(),
+                    said.current.to_string(),
+                ]),
+                None => row.resize(header.len(), "-".to_owned()),
+            }
+            rows.add_row(row);
         }
     }
     plain(&rows)

@@ -326,6 +326,26 @@ pub struct HostService {
     pub since_ms: u64,
     /// New connections given to it, from the unit's start.
     pub new_connections: u64,
+    /// What the host's agent says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentRow>,
+}
+
+/// What a host's agent says of an application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRow {
+    /// Its health, as last heard.
+    pub health: Health,
+    /// How much of its capacity is in use.
+    pub load: u8,
+    /// What it can take, 0–99.
+    pub capacity: u8,
+    /// What the host wants.
+    pub target: Directive,
+    /// What the host takes every unit to know.
+    pub current: Directive,
+    /// The agent is heard; else this is the last that it said.
+    pub live: bool,
 }
 
 /// An endpoint's health went from one state to another.

@@ -87,6 +87,15 @@ pub enum Mistake {
         /// The range.
         range: String,
     },
+    /// A host with an agent, and no place for that to connect to.
+    #[error("the host has an agent, but there is no section `agents`")]
+    NoAgents,
+    /// The unit itself among its peers.
+    #[error("unit {unit} is this unit")]
+    PeerIsSelf {
+        /// Its id.
+        unit: u32,
+    },
     /// A duration of nothing.
     #[error("is zero")]
     ZeroDuration {
@@ -471,6 +480,8 @@ impl Mistake {
     #[must_use]
     pub fn right(&self) -> Option<String> {
         let text = match self {
+            Mistake::NoAgents => "add `agents: { listen: \"0.0.0.0:7300\" }`, or take `agent: true` away".to_owned(),
+            Mistake::PeerIsSelf { .. } => "name the other units only".to_owned(),
             Mistake::UnknownKey { key, valid } => match nearest(key, valid.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if valid.is_empty() => "there are no keys here".to_owned(),

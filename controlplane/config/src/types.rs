@@ -3,8 +3,9 @@
 //! Values of these types come from [`crate::load`]. References by name in the YAML (hosts, ports, pools) are resolved here
 //! to ids and indices, defaults are filled in, and text is parsed; so nothing that reads a [`Config`] checks it again.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct Config {
     pub unit: Unit,
     /// Where it is administered.
     pub admin: Admin,
+    /// Where the hosts' agents connect.
+    pub agents: Option<Agents>,
     /// Cores, memory, tables.
     pub dataplane: Dataplane,
     /// The network ports; at least one. Others refer to them by index.
@@ -46,6 +49,19 @@ pub struct Unit {
     pub id: UnitId,
     /// Name for people.
     pub name: String,
+}
+
+/// Where the hosts' agents connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agents {
+    /// UDP address and port to listen at.
+    pub listen: SocketAddr,
+    /// Directory of the unit's certificate and key.
+    pub keys: PathBuf,
+    /// Where HAProxy's agent-check is answered.
+    pub checks: Option<SocketAddr>,
+    /// The other units, and where they listen.
+    pub peers: BTreeMap<UnitId, SocketAddr>,
 }
 
 /// Where a unit is administered.
@@ -226,6 +242,8 @@ pub struct Host {
     pub name: String,
     /// Its address.
     pub address: IpAddr,
+    /// An agent speaks for it.
+    pub agent: bool,
 }
 
 /// What clients reach: a VIP with protocol and ports.

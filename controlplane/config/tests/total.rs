@@ -46,6 +46,7 @@ fn valid() -> impl Strategy<Value = raw::Document> {
                 id: Some(u32::from(i) * 7),
                 name: Some(format!("host-{i}")),
                 address: Some(raw::AddressText(Ipv4Addr::new(10, 0, 0, i).to_string())),
+                agent: None,
             });
             let services = list.into_iter().enumerate().map(|(i, (nat, ports, endpoints, capacity, age, hash))| {
                 let i = u8::try_from(i).unwrap();

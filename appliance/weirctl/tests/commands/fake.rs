@@ -109,6 +109,7 @@ impl UnitApi for Fake {
                 health: Health::Failing,
                 since_ms: 1_250,
                 new_connections: 4_200,
+                agent: None,
             }],
             recent: vec![change],
         }])

@@ -19,6 +19,8 @@ pub struct Document {
     pub unit: Option<Unit>,
     /// Where it is administered.
     pub admin: Option<Admin>,
+    /// Where the hosts' agents (`weir-host`) connect. Default: nowhere.
+    pub agents: Option<Agents>,
     /// Cores, memory and tables. Everything has a default.
     pub dataplane: Option<Dataplane>,
     /// The network ports; at least one.
@@ -54,6 +56,34 @@ pub struct Unit {
 pub struct Admin {
     /// Absolute path of the admin API's Unix socket, at most 107 bytes. Default: `/run/weir/NAME.sock`, NAME being the unit's.
     pub socket: Option<String>,
+}
+
+/// Where the hosts' agents connect, and the other units, which pass on what agents told them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Agents {
+    /// UDP address and port to listen at, such as `0.0.0.0:7300`.
+    #[schemars(required)]
+    pub listen: Option<String>,
+    /// Absolute path of the directory with authority.pem, node.pem, node.key and perhaps revoked.pem (`weirctl pki unit`). Default:
+    /// `/etc/weir/keys`.
+    pub keys: Option<String>,
+    /// TCP address and port that answers HAProxy's agent-check, for balancers that are not ours. Default: none.
+    pub checks: Option<String>,
+    /// The other units. Default: none.
+    pub peers: Option<Vec<AgentPeer>>,
+}
+
+/// Another unit that hosts' agents connect to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentPeer {
+    /// Its id (`unit.id`), 1 to 4294967295.
+    #[schemars(required, range(min = 1))]
+    pub unit: Option<u32>,
+    /// Where it listens for agents: address and port.
+    #[schemars(required)]
+    pub listen: Option<String>,
 }
 
 /// Cores, memory and tables of the dataplane.
@@ -221,6 +251,8 @@ pub struct Host {
     /// Its address.
     #[schemars(required)]
     pub address: Option<AddressText>,
+    /// Whether an agent (`weir-host`) speaks for it: then its rows decide, and it is not probed. Needs `agents`. Default: false.
+    pub agent: Option<bool>,
 }
 
 /// What clients reach: a virtual IP with protocol, ports and endpoints.

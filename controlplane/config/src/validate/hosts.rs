@@ -7,6 +7,7 @@ use weir_identity::HostId;
 
 use super::{Check, Seen};
 use crate::place::Place;
+use crate::problem::Mistake;
 use crate::raw;
 use crate::types::Host;
 
@@ -24,11 +25,12 @@ pub(super) struct Draft {
     pub(super) id: Option<u32>,
     pub(super) name: Option<String>,
     pub(super) address: Option<IpAddr>,
+    pub(super) agent: bool,
     pub(super) place: Place,
 }
 
 /// Checks each host, and that ids, names and addresses are their own.
-pub(super) fn hosts(check: &mut Check, here: &Place, raw: &[raw::Host]) -> Hosts {
+pub(super) fn hosts(check: &mut Check, here: &Place, raw: &[raw::Host], listens: bool) -> Hosts {
     let (mut ids, mut names, mut addresses) = (Seen::default(), Seen::default(), Seen::default());
     let mut hosts = Hosts { incomplete: check.is_cut(here), ..Hosts::default() };
     for (i, raw) in raw.iter().enumerate() {
@@ -53,7 +55,11 @@ pub(super) fn hosts(check: &mut Check, here: &Place, raw: &[raw::Host]) -> Hosts
         if let Some(address) = address {
             check.unique(&mut addresses, address, &at, "host address");
         }
-        hosts.all.push(Draft { id, name, address, place });
+        let agent = raw.agent.unwrap_or(false);
+        if agent && !listens {
+            check.error(&place.key("agent"), Mistake::NoAgents);
+        }
+        hosts.all.push(Draft { id, name, address, agent, place });
     }
     hosts
 }
@@ -77,7 +83,10 @@ impl Hosts {
 
     /// The hosts for a [`crate::Config`]; all of them if there was no error.
     pub(super) fn into_validated(self) -> Vec<Host> {
-        let host = |draft: Draft| Some(Host { id: HostId(draft.id?), name: draft.name?, address: draft.address? });
+        let host = |draft: Draft| {
+            let Draft { agent, .. } = draft;
+            Some(Host { id: HostId(draft.id?), name: draft.name?, address: draft.address?, agent })
+        };
         self.all.into_iter().filter_map(host).collect()
     }
 }

@@ -4,6 +4,7 @@
 //! A value that is wrong is reported and replaced by something harmless, and the rest is checked on; what depends on it is
 //! left unsaid. With any error there is no [`Config`], so the replacements never leave this module.
 
+mod agents;
 mod dataplane;
 mod endpoints;
 mod hosts;
@@ -36,12 +37,15 @@ pub(crate) fn validate(document: &raw::Document, cut: Vec<Place>, machine: &Mach
     let network = ports::network(&mut check, document);
     let dataplane = dataplane::dataplane(&mut check, document.dataplane.as_ref(), &network, machine);
     ports::pool_ports(&mut check, document, &network, dataplane.shards);
-    let hosts = hosts::hosts(&mut check, &root.key("hosts"), document.hosts.as_deref().unwrap_or_default());
+    let agents = document.agents.as_ref().and_then(|raw| agents::agents(&mut check, &root.key("agents"), raw, &unit));
+    let listens = document.agents.is_some() || check.is_cut(&root.key("agents"));
+    let hosts = hosts::hosts(&mut check, &root.key("hosts"), document.hosts.as_deref().unwrap_or_default(), listens);
     let services = services::services(&mut check, document, &network, &hosts);
     let failed = check.findings.iter().any(|(severity, ..)| *severity == Severity::Error) || !check.cut.is_empty();
     let config = (!failed).then(|| Config {
         unit,
         admin,
+        agents,
         dataplane,
         ports: network.ports,
         neighbours: network.neighbours,

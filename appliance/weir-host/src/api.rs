@@ -1,0 +1,197 @@
+//! The local API: HTTP and JSON on a Unix socket, by which applications report and operators direct.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path as InPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use weir_health_load::{Directive, Health};
+use weir_health_protocol::{Identity, RowError};
+use weir_identity::{ApplicationId, HostId};
+
+use crate::house::House;
+use crate::keeper::{Report, Shown};
+
+/// Answers at the socket until the task ends.
+pub(crate) async fn serve(listener: UnixListener, house: Arc<House>) -> std::io::Result<()> {
+    let application = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/directive", put(direct_all))
+        .route("/v1/applications/{id}", put(register).delete(deregister))
+        .route("/v1/applications/{id}/lease", post(renew))
+        .route("/v1/applications/{id}/health", put(health))
+        .route("/v1/applications/{id}/load", put(load))
+        .route("/v1/applications/{id}/capacity", put(capacity))
+        .route("/v1/applications/{id}/directive", put(direct))
+        .with_state(house);
+    axum::serve(listener, application).await
+}
+
+/// Makes the socket; one that nobody answers at is replaced.
+pub(crate) fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if path.exists() && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+/// All that the agent knows.
+#[derive(Debug, Serialize)]
+pub(crate) struct StatusBody {
+    hosts: Vec<HostBody>,
+    /// Linked units, with the round trip in microseconds.
+    units: Vec<UnitBody>,
+}
+
+#[derive(Debug, Serialize)]
+struct HostBody {
+    host: HostId,
+    incarnation: u64,
+    digest: String,
+    applications: Vec<Shown>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnitBody {
+    unit: u32,
+    round_trip_us: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registration {
+    capacity: u8,
+    /// Seconds until the row lapses, unless there are reports.
+    lease: Option<f64>,
+    endpoint: Option<std::net::SocketAddr>,
+    vip: Option<std::net::SocketAddr>,
+    #[serde(default)]
+    detail: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthBody {
+    health: Health,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadBody {
+    load: u8,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapacityBody {
+    capacity: u8,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DirectiveBody {
+    target: Directive,
+}
+
+/// Why a report was not taken.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(serde_json::json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl From<RowError> for Refused {
+    fn from(error: RowError) -> Refused {
+        let status = match error {
+            RowError::Unknown(_) => StatusCode::NOT_FOUND,
+            RowError::Taken(_) => StatusCode::CONFLICT,
+            RowError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            RowError::Capacity(_) | RowError::Load { .. } | RowError::Detail(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Refused(status, error.to_string())
+    }
+}
+
+type Answer = Result<Json<serde_json::Value>, Refused>;
+
+fn done() -> Answer {
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn status(State(house): State<Arc<House>>) -> Json<StatusBody> {
+    let shown = |host| {
+        let show = |keeper: &mut crate::keeper::Keeper, end: &mut weir_health_protocol::HostEnd, now| HostBody {
+            host,
+            incarnation: end.incarnation().0,
+            digest: format!("{:016x}", end.table().digest()),
+            applications: keeper.show(end, now),
+        };
+        house.with(host, show)
+    };
+    let hosts = house.hosts().into_iter().filter_map(shown).collect();
+    let units = house.agent().links().into_iter().map(|(unit, round_trip)| UnitBody {
+        unit: unit.0,
+        round_trip_us: u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX),
+    });
+    Json(StatusBody { hosts, units: units.collect() })
+}
+
+async fn register(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<Registration>) -> Answer {
+    let lease = match body.lease {
+        None => None,
+        Some(seconds) if (1.0..=86_400.0).contains(&seconds) => Some(Duration::from_secs_f64(seconds)),
+        Some(seconds) => {
+            let why = format!("lease {seconds} is not within 1–86400 s");
+            return Err(Refused(StatusCode::UNPROCESSABLE_ENTITY, why));
+        }
+    };
+    let pair = |address: std::net::SocketAddr| (address.ip(), address.port());
+    let identity =
+        Identity { protocol: 6, vip: body.vip.map(pair), endpoint: body.endpoint.map(pair), detail: body.detail };
+    house.own(|keeper, end, now| keeper.register(end, ApplicationId(id), identity, body.capacity, lease, now))?;
+    done()
+}
+
+async fn deregister(State(house): State<Arc<House>>, InPath(id): InPath<u32>) -> Answer {
+    house.own(|keeper, end, _| keeper.deregister(end, ApplicationId(id)))?;
+    done()
+}
+
+fn report(house: &House, id: u32, report: Report) -> Answer {
+    house.own(|keeper, end, now| keeper.report(end, ApplicationId(id), report, now))?;
+    done()
+}
+
+async fn renew(State(house): State<Arc<House>>, InPath(id): InPath<u32>) -> Answer {
+    report(&house, id, Report::Alive)
+}
+
+async fn health(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<HealthBody>) -> Answer {
+    report(&house, id, Report::Health(body.health))
+}
+
+async fn load(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<LoadBody>) -> Answer {
+    report(&house, id, Report::Load(body.load))
+}
+
+async fn capacity(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<CapacityBody>) -> Answer {
+    report(&house, id, Report::Capacity(body.capacity))
+}
+
+async fn direct(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<DirectiveBody>) -> Answer {
+    house.own(|_, end, now| end.direct(ApplicationId(id), body.target, now))?;
+    done()
+}
+
+async fn direct_all(State(house): State<Arc<House>>, Json(body): Json<DirectiveBody>) -> Answer {
+    house.direct_all(body.target);
+    done()
+}

@@ -1,0 +1,277 @@
+//! What is known of one host's applications, from reports, probes and measures; and the row that it makes.
+//!
+//! Health: failing if anybody who was asked says so; else healthy if anybody says so; else unknown. It is told at once.
+//!
+//! Load: the greatest of the parts (0 to 1) that the application reported and that were measured; smoothed, with a time constant
+//! of 1 s when it rises and 5 s when it falls; times the capacity. It is told when it differs from what was told by more than a twentieth
+//! of the capacity, or has come to either end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use weir_health_load::{Directive, Health};
+use weir_health_protocol::{HostEnd, Identity, RowError, Status};
+use weir_identity::{ApplicationId, Moment};
+
+/// One host's applications.
+#[derive(Debug, Default)]
+pub(crate) struct Keeper {
+    applications: BTreeMap<ApplicationId, Kept>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    capacity: u8,
+    /// Lapses at this moment, unless it is renewed: for so long.
+    lease: Option<(Duration, Moment)>,
+    reported_health: Option<Health>,
+    probed_health: Option<Health>,
+    reported_load: Option<f64>,
+    measured_load: Option<f64>,
+    smoothed: Smoothed,
+}
+
+/// A part from 0 to 1 without its spikes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Smoothed {
+    value: f64,
+    at: Moment,
+    told: u8,
+}
+
+/// A row for people and programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Shown {
+    pub(crate) application: ApplicationId,
+    pub(crate) health: Health,
+    pub(crate) load: u8,
+    pub(crate) capacity: u8,
+    pub(crate) target: Directive,
+    pub(crate) current: Directive,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lease_left_ms: Option<u64>,
+}
+
+impl Keeper {
+    /// Adds an application, or renews its lease and takes the capacity.
+    pub(crate) fn register(
+        &mut self,
+        end: &mut HostEnd,
+        application: ApplicationId,
+        identity: Identity,
+        capacity: u8,
+        lease: Option<Duration>,
+        now: Moment,
+    ) -> Result<(), RowError> {
+        end.register(application, identity, capacity, Directive::Active)?;
+        let lease = lease.map(|lease| (lease, now.after(lease)));
+        let kept = self.applications.entry(application).or_insert_with(|| Kept {
+            capacity,
+            lease,
+            reported_health: None,
+            probed_health: None,
+            reported_load: None,
+            measured_load: None,
+            smoothed: Smoothed { value: 0.0, at: now, told: 0 },
+        });
+        (kept.capacity, kept.lease) = (capacity, lease);
+        self.tell(end, application, now)
+    }
+
+    /// Deletes an application.
+    pub(crate) fn deregister(&mut self, end: &mut HostEnd, application: ApplicationId) -> Result<(), RowError> {
+        self.applications.remove(&application);
+        end.deregister(application)
+    }
+
+    /// Is this application there?
+    pub(crate) fn knows(&self, application: ApplicationId) -> bool {
+        self.applications.contains_key(&application)
+    }
+
+    /// The application says how it is. Any report renews its lease.
+    pub(crate) fn report(
+        &mut self,
+        end: &mut HostEnd,
+        application: ApplicationId,
+        report: Report,
+        now: Moment,
+    ) -> Result<(), RowError> {
+        let kept = self.applications.get_mut(&application).ok_or(RowError::Unknown(application))?;
+        match report {
+            Report::Alive => {}
+            Report::Health(health) => kept.reported_health = Some(health),
+            Report::Load(load) if load > kept.capacity => {
+                return Err(RowError::Load { load, capacity: kept.capacity });
+            }
+            Report::Load(load) => kept.reported_load = Some(f64::from(load) / f64::from(kept.capacity.max(1))),
+            Report::Capacity(capacity) => {
+                Status { health: Health::Unknown, load: 0, capacity }.check()?;
+                kept.capacity = capacity;
+            }
+        }
+        if let Some((lease, until)) = &mut kept.lease {
+            *until = now.after(*lease);
+        }
+        self.tell(end, application, now)
+    }
+
+    /// A probe says how an application is.
+    pub(crate) fn probed(&mut self, end: &mut HostEnd, application: ApplicationId, health: Health, now: Moment) {
+        if let Some(kept) = self.applications.get_mut(&application) {
+            kept.probed_health = Some(health);
+            let _ = self.tell(end, application, now);
+        }
+    }
+
+    /// So much of what an application can take is in use, as measured.
+    pub(crate) fn measured(&mut self, end: &mut HostEnd, application: ApplicationId, part: f64, now: Moment) {
+        if let Some(kept) = self.applications.get_mut(&application) {
+            kept.measured_load = Some(part);
+            let _ = self.tell(end, application, now);
+        }
+    }
+
+    /// Time has passed: leases lapse, and smoothed load comes nearer to what it is.
+    pub(crate) fn tick(&mut self, end: &mut HostEnd, now: Moment) -> Vec<ApplicationId> {
+        let lapsed = |kept: &Kept| kept.lease.is_some_and(|(_, until)| until <= now);
+        let lapsed: Vec<ApplicationId> =
+            self.applications.iter().filter(|(_, kept)| lapsed(kept)).map(|(application, _)| *application).collect();
+        for application in &lapsed {
+            let _ = self.deregister(end, *application);
+        }
+        for application in self.applications.keys().copied().collect::<Vec<_>>() {
+            let _ = self.tell(end, application, now);
+        }
+        lapsed
+    }
+
+    /// All rows.
+    pub(crate) fn show(&self, end: &HostEnd, now: Moment) -> Vec<Shown> {
+        let left = |application| {
+            let (_, until) = self.applications.get(&application)?.lease?;
+            Some(u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX))
+        };
+        end.table()
+            .rows()
+            .map(|row| Shown {
+                application: row.application,
+                health: row.status.health,
+                load: row.status.load,
+                capacity: row.status.capacity,
+                target: row.directives.target,
+                current: row.directives.current,
+                lease_left_ms: left(row.application),
+            })
+            .collect()
+    }
+
+    fn tell(&mut self, end: &mut HostEnd, application: ApplicationId, now: Moment) -> Result<(), RowError> {
+        let Some(kept) = self.applications.get_mut(&application) else { return Ok(()) };
+        let said = [kept.reported_health, kept.probed_health];
+        let health = [Health::Failing, Health::Healthy].into_iter().find(|health| said.contains(&Some(*health)));
+        let part = [kept.reported_load, kept.measured_load].into_iter().flatten().fold(0.0, f64::max);
+        let load = kept.smoothed.take(part, kept.capacity, now);
+        end.report(application, Status { health: health.unwrap_or_default(), load, capacity: kept.capacity })
+    }
+}
+
+/// What an application says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Report {
+    /// It is there.
+    Alive,
+    /// Whether it serves.
+    Health(Health),
+    /// How much of its capacity is in use.
+    Load(u8),
+    /// What it can take.
+    Capacity(u8),
+}
+
+impl Smoothed {
+    fn take(&mut self, part: f64, capacity: u8, now: Moment) -> u8 {
+        let constant: f64 = if part > self.value { RISE } else { FALL };
+        let passed = now.since(self.at).as_secs_f64();
+        self.at = now;
+        self.value += (part.clamp(0.0, 1.0) - self.value) * (1.0 - (-passed / constant).exp());
+        let exact = self.value * f64::from(capacity);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to capacity, and so to 99")]
+        let load = (exact.round() as u8).min(capacity);
+        let step = (capacity / 20).max(1);
+        let is_end = load == 0 || load == capacity;
+        if load.abs_diff(self.told) > step || (is_end && load != self.told) || self.told > capacity {
+            self.told = load;
+        }
+        self.told
+    }
+}
+
+/// Seconds until a step up has come through to 63 %.
+const RISE: f64 = 1.0;
+/// And one down.
+const FALL: f64 = 5.0;
+
+#[cfg(test)]
+mod tests {
+    use weir_health_protocol::HostSettings;
+    use weir_identity::{HostId, Incarnation};
+
+    use super::*;
+
+    const APPLICATION: ApplicationId = ApplicationId(1);
+
+    fn host() -> (Keeper, HostEnd) {
+        let mut end = HostEnd::new(HostSettings::new(HostId(1)), Incarnation(1), Moment(0));
+        let mut keeper = Keeper::default();
+        let lease = Some(Duration::from_secs(10));
+        keeper.register(&mut end, APPLICATION, Identity::default(), 80, lease, Moment(0)).unwrap();
+        (keeper, end)
+    }
+
+    fn status(end: &HostEnd) -> Status {
+        end.table().row(APPLICATION).unwrap().status
+    }
+
+    #[test]
+    fn whoever_says_failing_is_believed() {
+        let (mut keeper, mut end) = host();
+        assert_eq!(status(&end).health, Health::Unknown);
+        keeper.report(&mut end, APPLICATION, Report::Health(Health::Healthy), Moment(1)).unwrap();
+        assert_eq!(status(&end).health, Health::Healthy);
+        keeper.probed(&mut end, APPLICATION, Health::Failing, Moment(2));
+        assert_eq!(status(&end).health, Health::Failing);
+        keeper.probed(&mut end, APPLICATION, Health::Unknown, Moment(3));
+        assert_eq!(status(&end).health, Health::Healthy);
+    }
+
+    #[test]
+    fn load_is_smoothed_and_nonsense_refused() {
+        let (mut keeper, mut end) = host();
+        let refused = keeper.report(&mut end, APPLICATION, Report::Load(81), Moment(1));
+        assert_eq!(refused, Err(RowError::Load { load: 81, capacity: 80 }));
+        keeper.report(&mut end, APPLICATION, Report::Load(80), Moment(100)).unwrap();
+        let at_once = status(&end).load;
+        assert!((1..16).contains(&at_once), "{at_once}");
+        for tick in 2..60 {
+            keeper.tick(&mut end, Moment(tick * 100));
+        }
+        assert_eq!(status(&end).load, 80);
+        // A spike down does nothing, a shift does.
+        keeper.report(&mut end, APPLICATION, Report::Load(40), Moment(6_000)).unwrap();
+        keeper.report(&mut end, APPLICATION, Report::Load(80), Moment(6_100)).unwrap();
+        assert_eq!(status(&end).load, 80);
+    }
+
+    #[test]
+    fn leases_lapse_unless_there_are_reports() {
+        let (mut keeper, mut end) = host();
+        keeper.report(&mut end, APPLICATION, Report::Alive, Moment(9_000)).unwrap();
+        assert!(keeper.tick(&mut end, Moment(18_999)).is_empty());
+        assert_eq!(keeper.tick(&mut end, Moment(19_000)), [APPLICATION]);
+        assert!(end.table().is_empty());
+        let unknown = keeper.report(&mut end, APPLICATION, Report::Alive, Moment(19_001));
+        assert_eq!(unknown, Err(RowError::Unknown(APPLICATION)));
+    }
+}

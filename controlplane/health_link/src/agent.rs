@@ -1,0 +1,249 @@
+//! The host's driver: tables of one host or of several, told to two units.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quinn::{ClientConfig, Endpoint, TokioRuntime};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout};
+use weir_health_protocol::{HostEnd, HostSettings};
+use weir_identity::{HostId, Moment, UnitId};
+
+use crate::clock::{Clock, SLEPT, new_life};
+use crate::keys::{Keys, KeysError, unit_name};
+use crate::link::{LinkEnd, Report, serve};
+
+/// Why an agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The socket.
+    #[error("cannot send from here: {0}")]
+    Socket(#[from] std::io::Error),
+    /// The certificate does not name a host.
+    #[error("the certificate does not name host {0}")]
+    NotNamed(HostId),
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+    endpoint: Endpoint,
+    links: watch::Receiver<BTreeMap<UnitId, Duration>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: Clock,
+    ends: Mutex<BTreeMap<HostId, HostEnd>>,
+    /// Tables or the end of it: something is to be sent.
+    touched: Notify,
+}
+
+impl Agent {
+    /// Begins to speak for these hosts. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// Nothing runs then.
+    pub fn spawn(
+        hosts: Vec<HostSettings>,
+        units: BTreeMap<UnitId, SocketAddr>,
+        keys: &Keys,
+    ) -> Result<Agent, AgentError> {
+        if let Some(other) = hosts.iter().find(|settings| !keys.names().hosts.contains(&settings.host)) {
+            return Err(AgentError::NotNamed(other.host));
+        }
+        let config = keys.client()?;
+        let any = if units.values().any(SocketAddr::is_ipv6) { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = std::net::UdpSocket::bind(any)?;
+        let endpoint = Endpoint::new(keys.endpoint(), None, socket, Arc::new(TokioRuntime))?;
+        let clock = Clock::new();
+        let mut ends = BTreeMap::new();
+        for settings in hosts {
+            let host = settings.host;
+            let mut end = HostEnd::new(settings, new_life(), clock.now());
+            units.keys().for_each(|unit| end.handle_link_down(*unit, clock.now()));
+            ends.insert(host, end);
+        }
+        let shared = Arc::new(Shared { clock, ends: Mutex::new(ends), touched: Notify::new() });
+        let (reports, incoming) = mpsc::channel(REPORTS_MAX);
+        let (linked, links) = watch::channel(BTreeMap::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(drive(Arc::clone(&shared), incoming, linked));
+        let dialler = Arc::new(Dialler {
+            endpoint: endpoint.clone(),
+            config,
+            units: units.into_iter().collect(),
+            taken: Mutex::new(Vec::new()),
+            next: AtomicU64::new(0),
+        });
+        for slot in 0..dialler.units.len().min(LINKS) {
+            tasks.spawn(Arc::clone(&dialler).keep(slot, reports.clone()));
+        }
+        Ok(Agent { shared, tasks, endpoint, links })
+    }
+
+    /// Looks into a host's table, or changes it; `None` if it is not a host of this agent.
+    pub fn with<R>(&self, host: HostId, act: impl FnOnce(&mut HostEnd, Moment) -> R) -> Option<R> {
+        let done = self.shared.ends.lock().get_mut(&host).map(|end| act(end, self.shared.clock.now()));
+        self.shared.touched.notify_one();
+        done
+    }
+
+    /// Its hosts.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<HostId> {
+        self.shared.ends.lock().keys().copied().collect()
+    }
+
+    /// The units it is linked to, with the round trip when that was made.
+    #[must_use]
+    pub fn links(&self) -> BTreeMap<UnitId, Duration> {
+        self.links.borrow().clone()
+    }
+
+    /// Says goodbye to all units and ends, as soon as they have it or after a second.
+    pub async fn goodbye(mut self) {
+        self.shared.ends.lock().values_mut().for_each(HostEnd::goodbye);
+        self.shared.touched.notify_one();
+        // The driver has sent it when it comes to rest; then the units have a moment to acknowledge.
+        sleep(Duration::from_millis(100)).await;
+        self.endpoint.close(0_u32.into(), b"goodbye");
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn drive(
+    shared: Arc<Shared>,
+    mut incoming: mpsc::Receiver<Report>,
+    linked: watch::Sender<BTreeMap<UnitId, Duration>>,
+) {
+    let mut links: BTreeMap<u64, (UnitId, LinkEnd)> = BTreeMap::new();
+    let mut last = shared.clock.now();
+    loop {
+        let due = {
+            let mut ends = shared.ends.lock();
+            let now = shared.clock.now();
+            for end in ends.values_mut() {
+                end.handle_timeout(now);
+                while let Some(out) = end.poll_transmit() {
+                    let to = |unit: UnitId| out.unit.is_none_or(|wanted| wanted == unit);
+                    links.values().filter(|(unit, _)| to(*unit)).for_each(|(_, end)| end.send(&out.message));
+                }
+            }
+            ends.values().filter_map(HostEnd::poll_timeout).min().unwrap_or(now.after(REST))
+        };
+        let due = due.min(shared.clock.now().after(REST));
+        let report = tokio::select! {
+            () = shared.touched.notified() => None,
+            () = sleep_until(shared.clock.instant(due)) => None,
+            report = incoming.recv() => report,
+        };
+        let now = shared.clock.now();
+        if now.since(last) > SLEPT + REST {
+            links.values().for_each(|(_, end)| end.close("slept"));
+        }
+        last = now;
+        let mut ends = shared.ends.lock();
+        match report {
+            None => {}
+            Some(Report::Up { link, names, end }) => {
+                let Some(unit) = names.unit else { continue };
+                linked.send_modify(|linked| {
+                    linked.insert(unit, end.round_trip());
+                });
+                links.insert(link, (unit, end));
+                ends.values_mut().for_each(|end| end.handle_link_up(unit, now));
+            }
+            Some(Report::Down { link }) => {
+                if let Some((unit, _)) = links.remove(&link) {
+                    linked.send_modify(|linked| {
+                        linked.remove(&unit);
+                    });
+                    ends.values_mut().for_each(|end| end.handle_link_down(unit, now));
+                }
+            }
+            Some(Report::Message { link, message }) => {
+                let Some((unit, _)) = links.get(&link) else { continue };
+                if let Some(end) = ends.get_mut(&message.host)
+                    && let Err(refusal) = end.handle(*unit, message, now)
+                {
+                    tracing::debug!(%unit, %refusal, "message refused");
+                }
+            }
+            Some(Report::Malformed { error }) => tracing::warn!(%error, "a unit sent what is no message"),
+        }
+    }
+}
+
+/// Keeps links to units, each to another one.
+struct Dialler {
+    endpoint: Endpoint,
+    config: ClientConfig,
+    units: Vec<(UnitId, SocketAddr)>,
+    taken: Mutex<Vec<UnitId>>,
+    next: AtomicU64,
+}
+
+impl Dialler {
+    async fn keep(self: Arc<Self>, slot: usize, reports: mpsc::Sender<Report>) {
+        let mut at = slot;
+        loop {
+            let (unit, address) = self.units[at % self.units.len()];
+            at += 1;
+            if !self.take(unit) {
+                // Another link has it: there are more units than links, or this one has to wait for its own.
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            match self.dial(unit, address).await {
+                Ok(connection) => {
+                    tracing::info!(%unit, %address, "linked");
+                    serve(self.next.fetch_add(1, Ordering::Relaxed), connection, reports.clone()).await;
+                    tracing::warn!(%unit, %address, "link lost");
+                }
+                Err(why) => {
+                    tracing::debug!(%unit, %address, why, "no link");
+                    sleep(Duration::from_millis(300)).await;
+                }
+            }
+            self.taken.lock().retain(|taken| *taken != unit);
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn take(&self, unit: UnitId) -> bool {
+        let mut taken = self.taken.lock();
+        let free = !taken.contains(&unit);
+        if free {
+            taken.push(unit);
+        }
+        free
+    }
+
+    async fn dial(&self, unit: UnitId, address: SocketAddr) -> Result<quinn::Connection, String> {
+        let connecting = self.endpoint.connect_with(self.config.clone(), address, &unit_name(unit));
+        let connecting = connecting.map_err(|error| error.to_string())?;
+        match timeout(DIAL, connecting).await {
+            Ok(connected) => connected.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {DIAL:?}")),
+        }
+    }
+}
+
+/// A host is linked to so many units; they tell the others.
+const LINKS: usize = 2;
+const REPORTS_MAX: usize = 1024;
+/// The driver looks around at least so often.
+const REST: Duration = Duration::from_secs(1);
+const DIAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,40 @@
+//! The drivers' clock.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use weir_identity::{Incarnation, Moment};
+
+/// Time since the driver began, and its name among all lives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    begun: Instant,
+}
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "this is the drivers' clock")]
+    pub(crate) fn new() -> Self {
+        Clock { begun: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        Moment(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn instant(&self, moment: Moment) -> tokio::time::Instant {
+        // A millisecond later: what is due at a moment is not due before it is over.
+        (self.begun + moment.since_start() + Duration::from_millis(1)).into()
+    }
+}
+
+/// A number for this life of a host: milliseconds since 1970, and chance.
+#[must_use]
+pub fn new_life() -> Incarnation {
+    use std::hash::{BuildHasher, RandomState};
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let bits = weir_health_protocol::LIFE_BITS;
+    let chance = RandomState::new().hash_one(std::process::id()) & ((1 << bits) - 1);
+    Incarnation(u64::try_from(since.as_millis()).unwrap_or(0) << bits | chance)
+}
+
+/// A driver that could not run for so long drops what has come in the meantime.
+pub(crate) const SLEPT: Duration = Duration::from_millis(1_500);

@@ -1,0 +1,202 @@
+//! A node's certificate, key and authority: what it proves itself with, and for whom a peer's certificate may speak.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use thiserror::Error;
+use weir_identity::{HostId, UnitId};
+
+/// Whom a certificate names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    /// It is this unit.
+    pub unit: Option<UnitId>,
+    /// It may speak for these hosts.
+    pub hosts: BTreeSet<HostId>,
+}
+
+/// Everything a node needs for mutual TLS.
+#[derive(Clone)]
+pub struct Keys {
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<PrivateKeyDer<'static>>,
+    roots: Arc<RootCertStore>,
+    revoked: Vec<CertificateRevocationListDer<'static>>,
+    names: Names,
+}
+
+/// Why keys are of no use.
+#[derive(Debug, Error)]
+pub enum KeysError {
+    /// A file cannot be read, or is no PEM.
+    #[error("{path}: {reason}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The parts do not fit together.
+    #[error("certificate and key: {0}")]
+    Tls(String),
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl Keys {
+    /// Reads `authority.pem`, `node.pem` and `node.key` from a directory; `revoked.pem` too, if it is there.
+    ///
+    /// # Errors
+    /// A file is missing, or not what it should be.
+    pub fn load(directory: &Path) -> Result<Keys, KeysError> {
+        let path = |name: &str| directory.join(name);
+        let bad = |path: PathBuf| {
+            move |error: rustls::pki_types::pem::Error| KeysError::File { path, reason: error.to_string() }
+        };
+        let certificates = |name: &str| -> Result<Vec<CertificateDer<'static>>, KeysError> {
+            let all = CertificateDer::pem_file_iter(path(name)).map_err(bad(path(name)))?;
+            let all: Vec<_> = all.collect::<Result<_, _>>().map_err(bad(path(name)))?;
+            if all.is_empty() {
+                return Err(KeysError::File { path: path(name), reason: "has no certificate".to_owned() });
+            }
+            Ok(all)
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("authority.pem")? {
+            roots.add(certificate).map_err(|error| KeysError::Tls(error.to_string()))?;
+        }
+        let chain = certificates("node.pem")?;
+        let key = PrivateKeyDer::from_pem_file(path("node.key")).map_err(bad(path("node.key")))?;
+        let revoked = if path("revoked.pem").exists() {
+            let lists = CertificateRevocationListDer::pem_file_iter(path("revoked.pem"));
+            let lists = lists.map_err(bad(path("revoked.pem")))?;
+            lists.collect::<Result<_, _>>().map_err(bad(path("revoked.pem")))?
+        } else {
+            Vec::new()
+        };
+        let names = names(&chain[0]);
+        Ok(Keys { chain, key: Arc::new(key), roots: Arc::new(roots), revoked, names })
+    }
+
+    /// Whom the node's own certificate names.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// How to connect to units.
+    pub(crate) fn client(&self) -> Result<ClientConfig, KeysError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
+            .with_crls(self.revoked.clone())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|error| KeysError::Tls(error.to_string()))?;
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| KeysError::Tls(error.to_string()))?
+            .with_webpki_verifier(verifier)
+            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| KeysError::Tls(error.to_string()))?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let quic = QuicClientConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
+        let mut config = ClientConfig::new(Arc::new(quic));
+        config.transport_config(Arc::new(transport()));
+        Ok(config)
+    }
+
+    /// How to be connected to.
+    pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
+            .with_crls(self.revoked.clone())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|error| KeysError::Tls(error.to_string()))?;
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| KeysError::Tls(error.to_string()))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| KeysError::Tls(error.to_string()))?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let quic = QuicServerConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
+        let mut config = ServerConfig::with_crypto(Arc::new(quic));
+        config.transport_config(Arc::new(transport()));
+        Ok(config)
+    }
+
+    /// Connection ids and reset tokens that stay over a restart: whoever is still connected learns of it with the next packet, and
+    /// not only when it has waited for nothing.
+    pub(crate) fn endpoint(&self) -> EndpointConfig {
+        let digest = ring::digest::digest(&ring::digest::SHA256, self.key.secret_der());
+        let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, digest.as_ref())));
+        let number = digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(number)));
+        config
+    }
+}
+
+/// Whom a certificate names, by its DNS names: `7.host.weir` (one for each host), `1.unit.weir`.
+#[must_use]
+pub fn names(certificate: &CertificateDer<'_>) -> Names {
+    let mut names = Names::default();
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return names };
+    for name in certificate.valid_dns_names() {
+        if let Some(host) = name.strip_suffix(HOST_SUFFIX).and_then(|id| id.parse().ok()) {
+            names.hosts.insert(HostId(host));
+        } else if let Some(unit) = name.strip_suffix(UNIT_SUFFIX).and_then(|id| id.parse().ok()) {
+            names.unit = Some(UnitId(unit));
+        }
+    }
+    names
+}
+
+/// How a unit's certificate names it.
+#[must_use]
+pub fn unit_name(unit: UnitId) -> String {
+    format!("{unit}{UNIT_SUFFIX}")
+}
+
+/// How a certificate names a host.
+#[must_use]
+pub fn host_name(host: HostId) -> String {
+    format!("{host}{HOST_SUFFIX}")
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
+        .keep_alive_interval(Some(Duration::from_millis(u64::from(IDLE_MS) / 4)))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(512 * 1024))
+        .receive_window(VarInt::from_u32(512 * 1024))
+        .datagram_receive_buffer_size(Some(64 * 1024));
+    transport
+}
+
+const HOST_SUFFIX: &str = ".host.weir";
+const UNIT_SUFFIX: &str = ".unit.weir";
+/// The protocol and its version; peers with another are not connected.
+const ALPN: &[u8] = b"weir-health/1";
+/// A link over which nothing comes for so long is down.
+const IDLE_MS: u32 = 1_000;

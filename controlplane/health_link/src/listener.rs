@@ -1,0 +1,276 @@
+//! The unit's driver: takes hosts' connections, keeps the consolidated cache, and passes on to other units.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quinn::{ClientConfig, Endpoint, Incoming, TokioRuntime};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until, timeout};
+use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
+use weir_identity::{HostId, Moment, UnitId};
+
+use crate::clock::{Clock, SLEPT};
+use crate::keys::{Keys, KeysError, unit_name};
+use crate::link::{LinkEnd, Report, serve};
+
+/// Why a unit does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The address.
+    #[error("cannot listen at {address}: {source}")]
+    Socket {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The certificate is another's.
+    #[error("the certificate does not name unit {0}")]
+    NotNamed(UnitId),
+}
+
+/// What a listener is told at its start.
+#[derive(Debug, Clone)]
+pub struct ListenSettings {
+    /// Whose cache it is.
+    pub unit: UnitSettings,
+    /// Where hosts (and units) connect to.
+    pub address: SocketAddr,
+    /// The other units.
+    pub peers: BTreeMap<UnitId, SocketAddr>,
+    /// Hosts that are known to have an agent: silent, if nothing is heard of them.
+    pub expected: Vec<HostId>,
+}
+
+/// A running listener. Dropping it ends it.
+#[derive(Debug)]
+pub struct Listener {
+    cache: Cache,
+    address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+/// The consolidated cache of a running listener.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    end: Arc<Mutex<UnitEnd>>,
+    clock: Clock,
+    changed: watch::Receiver<u64>,
+}
+
+impl Cache {
+    /// Looks into the cache; the time is the one its moments are in. Takes a lock, so be brief.
+    pub fn with<R>(&self, look: impl FnOnce(&UnitEnd, Moment) -> R) -> R {
+        look(&self.end.lock(), self.clock.now())
+    }
+
+    /// Waits until something has changed since the last call; false if the listener has ended.
+    pub async fn changed(&mut self) -> bool {
+        self.changed.changed().await.is_ok()
+    }
+}
+
+impl Listener {
+    /// Begins to listen. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// Nothing runs then.
+    pub fn spawn(settings: ListenSettings, keys: &Keys) -> Result<Listener, ListenError> {
+        let unit = settings.unit.unit;
+        if keys.names().unit != Some(unit) {
+            return Err(ListenError::NotNamed(unit));
+        }
+        let socket_error = |source| ListenError::Socket { address: settings.address, source };
+        let socket = std::net::UdpSocket::bind(settings.address).map_err(socket_error)?;
+        let endpoint = Endpoint::new(keys.endpoint(), Some(keys.server()?), socket, Arc::new(TokioRuntime))
+            .map_err(socket_error)?;
+        let address = endpoint.local_addr().map_err(socket_error)?;
+        let clock = Clock::new();
+        let mut end = UnitEnd::new(settings.unit);
+        settings.peers.keys().for_each(|peer| end.handle_unit_down(*peer, clock.now()));
+        settings.expected.iter().for_each(|host| end.expect_host(*host, clock.now()));
+        let end = Arc::new(Mutex::new(end));
+        let (reports, incoming) = mpsc::channel(REPORTS_MAX);
+        let (told, changed) = watch::channel(0);
+        let next = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(drive(Arc::clone(&end), clock, incoming, told));
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone()));
+        let config = keys.client()?;
+        // Of two units the one with the lower number dials.
+        for (peer, address) in settings.peers.into_iter().filter(|(peer, _)| *peer > unit) {
+            let (endpoint, next) = (endpoint.clone(), Arc::clone(&next));
+            tasks.spawn(keep(endpoint, config.clone(), peer, address, next, reports.clone()));
+        }
+        Ok(Listener { cache: Cache { end, clock, changed }, address, _tasks: tasks })
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        self.cache.clone()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut links = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        // Whoever cannot be served now is told to prove its address first, and to come again.
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            if incoming.may_retry() {
+                let _ = incoming.retry();
+            } else {
+                incoming.refuse();
+            }
+            continue;
+        };
+        let link = next.fetch_add(1, Ordering::Relaxed);
+        let reports = reports.clone();
+        links.spawn(async move {
+            let connected = shake_hands(incoming).await;
+            drop(permit);
+            if let Some(connection) = connected {
+                serve(link, connection, reports).await;
+            }
+        });
+        while links.try_join_next().is_some() {}
+    }
+}
+
+async fn shake_hands(incoming: Incoming) -> Option<quinn::Connection> {
+    let from = incoming.remote_address();
+    let failed = match timeout(HANDSHAKE, incoming.accept().ok()?).await {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not within {HANDSHAKE:?}"),
+    };
+    tracing::info!(%from, why = failed, "handshake failed");
+    None
+}
+
+async fn keep(
+    endpoint: Endpoint,
+    config: ClientConfig,
+    peer: UnitId,
+    address: SocketAddr,
+    next: Arc<AtomicU64>,
+    reports: mpsc::Sender<Report>,
+) {
+    loop {
+        if let Ok(connecting) = endpoint.connect_with(config.clone(), address, &unit_name(peer))
+            && let Ok(Ok(connection)) = timeout(HANDSHAKE, connecting).await
+        {
+            serve(next.fetch_add(1, Ordering::Relaxed), connection, reports.clone()).await;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+struct Link {
+    unit: Option<UnitId>,
+    claims: Claims,
+    end: LinkEnd,
+}
+
+async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Receiver<Report>, told: watch::Sender<u64>) {
+    let mut links: BTreeMap<u64, Link> = BTreeMap::new();
+    let mut ways: BTreeMap<Way, u64> = BTreeMap::new();
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut last = clock.now();
+    loop {
+        let due = {
+            let mut end = end.lock();
+            end.handle_timeout(clock.now());
+            while let Some((peer, message)) = end.poll_transmit() {
+                let way = match peer {
+                    Peer::Host(host) => Way::Host(host),
+                    Peer::Unit(unit) => Way::Unit(unit),
+                };
+                if let Some(link) = ways.get(&way).and_then(|link| links.get(link)) {
+                    link.end.send(&message);
+                }
+            }
+            if !end.take_changes().is_empty() {
+                told.send_modify(|generation| *generation += 1);
+            }
+            end.poll_timeout()
+        };
+        let rest = clock.now().after(REST);
+        tokio::select! {
+            () = sleep_until(clock.instant(due.unwrap_or(rest).min(rest))) => {}
+            count = incoming.recv_many(&mut batch, BATCH) => if count == 0 { return },
+        }
+        let now = clock.now();
+        if now.since(last) > SLEPT + REST {
+            // What waits in the connections is of the past: a heartbeat in it is no sign of life.
+            tracing::warn!(slept = ?now.since(last), "this unit could not run; hosts have to connect again");
+            links.values().for_each(|link| link.end.close("slept"));
+            batch.retain(|report| !matches!(report, Report::Message { .. }));
+        }
+        last = now;
+        let mut end = end.lock();
+        for report in batch.drain(..) {
+            match report {
+                Report::Up { link, names, end: link_end } => {
+                    ways.extend(names.hosts.iter().map(|host| (Way::Host(*host), link)));
+                    if let Some(unit) = names.unit {
+                        ways.insert(Way::Unit(unit), link);
+                        end.handle_unit_up(unit, now);
+                    }
+                    tracing::info!(unit = ?names.unit, hosts = ?names.hosts, "linked");
+                    let claims = Claims { hosts: names.hosts };
+                    links.insert(link, Link { unit: names.unit, claims, end: link_end });
+                }
+                Report::Message { link, message } => {
+                    let Some(link) = links.get(&link) else { continue };
+                    let origin = link.unit.map_or(Origin::Host(&link.claims), Origin::Unit);
+                    if let Err(refusal) = end.handle(origin, message, now) {
+                        tracing::debug!(%refusal, "message refused");
+                    }
+                }
+                Report::Malformed { error } => end.count_malformed(error),
+                Report::Down { link } => {
+                    let Some(gone) = links.remove(&link) else { continue };
+                    // Those that have another way by now keep it.
+                    ways.retain(|_, way| *way != link);
+                    let is_over = |host: &HostId| !ways.contains_key(&Way::Host(*host));
+                    let hosts = gone.claims.hosts.into_iter().filter(is_over).collect();
+                    end.handle_host_down(&Claims { hosts });
+                    if let Some(unit) = gone.unit.filter(|unit| !ways.contains_key(&Way::Unit(*unit))) {
+                        end.handle_unit_down(unit, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Host(HostId),
+    Unit(UnitId),
+}
+
+const REPORTS_MAX: usize = 4096;
+/// So many reports are taken at once.
+const BATCH: usize = 256;
+/// So many handshakes may be going on.
+const HANDSHAKES_MAX: usize = 512;
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// The driver looks around at least so often.
+const REST: Duration = Duration::from_secs(1);

@@ -1,0 +1,256 @@
+//! Agents and listeners over real QUIC with mutual TLS, on the loopback.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "it measures real time")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use weir_health_link::{Agent, Cache, Checks, Keys, ListenError, ListenSettings, Listener};
+use weir_health_load::{Directive, Health};
+use weir_health_protocol::{CachedHost, HostSettings, Identity, Presence, Status, UnitSettings};
+use weir_identity::{ApplicationId, HostId, Incarnation, UnitId};
+use weir_pki::{Authority, Node};
+
+const HOST: HostId = HostId(7);
+const APPLICATION: ApplicationId = ApplicationId(1);
+
+struct Cluster {
+    authority: Authority,
+    _directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        let directory = tempfile::tempdir().unwrap();
+        Cluster { authority: Authority::create(directory.path()).unwrap(), _directory: directory }
+    }
+
+    fn host(&self) -> Keys {
+        Keys::load(&self.authority.issue("host-7", &Node::Hosts([HOST].into()), 1).unwrap()).unwrap()
+    }
+
+    fn listen(&self, unit: u32, address: SocketAddr, peers: &[(u32, SocketAddr)]) -> Result<Listener, ListenError> {
+        let name = format!("unit-{unit}");
+        let unit = UnitId(unit);
+        let keys = match self.authority.renew(&name, 1) {
+            Ok(directory) => directory,
+            Err(_) => self.authority.issue(&name, &Node::Unit(unit), 1).unwrap(),
+        };
+        let settings = ListenSettings {
+            unit: UnitSettings::new(unit, Incarnation(1)),
+            address,
+            peers: peers.iter().map(|(peer, address)| (UnitId(*peer), *address)).collect(),
+            expected: Vec::new(),
+        };
+        Listener::spawn(settings, &Keys::load(&keys).unwrap())
+    }
+}
+
+fn agent(keys: &Keys, units: &[(u32, SocketAddr)]) -> Agent {
+    let settings = HostSettings { interval: Duration::from_millis(200), ..HostSettings::new(HOST) };
+    let units: BTreeMap<UnitId, SocketAddr> = units.iter().map(|(unit, at)| (UnitId(*unit), *at)).collect();
+    let agent = Agent::spawn(vec![settings], units, keys).unwrap();
+    agent.with(HOST, |end, _| end.register(APPLICATION, Identity::default(), 50, Directive::Active)).unwrap().unwrap();
+    agent
+}
+
+fn report(agent: &Agent, health: Health) {
+    let status = Status { health, load: 0, capacity: 50 };
+    agent.with(HOST, |end, _| end.report(APPLICATION, status)).unwrap().unwrap();
+}
+
+/// Waits until the cache says so of the host; how long that took.
+async fn until(cache: &Cache, what: &str, is: impl Fn(&CachedHost) -> bool) -> Duration {
+    let begun = Instant::now();
+    let mut cache = cache.clone();
+    loop {
+        if cache.with(|end, _| end.host(HOST).is_some_and(&is)) {
+            return begun.elapsed();
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "never {what}: {:?}",
+            cache.with(|end, _| format!("{:?}", end.host(HOST)))
+        );
+        let _ = tokio::time::timeout(Duration::from_millis(20), cache.changed()).await;
+    }
+}
+
+fn health(cached: &CachedHost) -> Option<Health> {
+    let live = cached.presence() == Presence::Live;
+    cached.table().row(APPLICATION).filter(|_| live).map(|row| row.status.health)
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_says_is_known_to_units_it_has_no_link_to() {
+    let cluster = Cluster::new();
+    let third = cluster.listen(3, loopback(), &[(1, loopback()), (2, loopback())]).unwrap();
+    let second = cluster.listen(2, loopback(), &[(1, loopback()), (3, third.address())]).unwrap();
+    let first = cluster.listen(1, loopback(), &[(2, second.address()), (3, third.address())]).unwrap();
+    let agent = agent(&cluster.host(), &[(1, first.address()), (2, second.address())]);
+    report(&agent, Health::Healthy);
+    for listener in [&first, &second, &third] {
+        until(&listener.cache(), "healthy", |cached| health(cached) == Some(Health::Healthy)).await;
+    }
+    let begun = Instant::now();
+    report(&agent, Health::Failing);
+    until(&third.cache(), "failing", |cached| health(cached) == Some(Health::Failing)).await;
+    println!("through another unit: {:?}", begun.elapsed());
+    // Drained: the directive becomes current once all three know it.
+    agent.with(HOST, |end, now| end.direct(APPLICATION, Directive::Draining, now)).unwrap().unwrap();
+    for listener in [&first, &second, &third] {
+        let current = |cached: &CachedHost| cached.table().row(APPLICATION).map(|row| row.directives.current);
+        until(&listener.cache(), "drained", |cached| current(cached) == Some(Directive::Draining)).await;
+    }
+    agent.goodbye().await;
+    for listener in [&first, &second, &third] {
+        until(&listener.cache(), "gone", |cached| cached.presence() == Presence::Gone).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_arrive_at_once_and_silence_is_noticed() {
+    let cluster = Cluster::new();
+    let unit = cluster.listen(1, loopback(), &[]).unwrap();
+    let cache = unit.cache();
+    let agent = agent(&cluster.host(), &[(1, unit.address())]);
+    let mut times = Vec::new();
+    for n in 0..200 {
+        let next = if n % 2 == 0 { Health::Healthy } else { Health::Failing };
+        let begun = Instant::now();
+        report(&agent, next);
+        until(&cache, "changed", |cached| health(cached) == Some(next)).await;
+        times.push(begun.elapsed());
+    }
+    times.remove(0); // waits for the link
+    times.sort_unstable();
+    println!("health from host to cache: p50 {:?}, p99 {:?}", times[times.len() / 2], times[times.len() * 99 / 100]);
+    assert!(times[times.len() * 9 / 10] < Duration::from_millis(50), "{times:?}");
+    drop(agent);
+    let silent = until(&cache, "silent", |cached| cached.presence() == Presence::Silent).await;
+    assert!(silent < Duration::from_secs(3), "three heartbeats of 200 ms are missed after {silent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unit_that_starts_again_knows_all_soon() {
+    let cluster = Cluster::new();
+    let unit = cluster.listen(1, loopback(), &[]).unwrap();
+    let address = unit.address();
+    let agent = agent(&cluster.host(), &[(1, address)]);
+    report(&agent, Health::Healthy);
+    until(&unit.cache(), "healthy", |cached| health(cached) == Some(Health::Healthy)).await;
+    drop(unit);
+    let begun = Instant::now();
+    let unit = loop {
+        // The old socket closes with its last task.
+        match cluster.listen(1, address, &[]) {
+            Ok(unit) => break unit,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    };
+    until(&unit.cache(), "healthy again", |cached| health(cached) == Some(Health::Healthy)).await;
+    println!("known again after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_and_the_revoked_are_kept_out() {
+    let cluster = Cluster::new();
+    let stranger = Cluster::new().host();
+    let former = cluster.authority.issue("former", &Node::Hosts([HOST].into()), 1).unwrap();
+    let former = Keys::load(&former).unwrap();
+    cluster.authority.revoke("former").unwrap();
+    let unit = cluster.listen(1, loopback(), &[]).unwrap();
+    let agents = [agent(&stranger, &[(1, unit.address())]), agent(&former, &[(1, unit.address())])];
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(unit.cache().with(|end, _| end.host(HOST).is_none()));
+    drop(agents);
+    let known = agent(&cluster.host(), &[(1, unit.address())]);
+    until(&unit.cache(), "live", |cached| cached.presence() == Presence::Live).await;
+    drop(known);
+    // A certificate for host 7 does not speak for host 8.
+    let settings = vec![HostSettings::new(HostId(8))];
+    assert!(Agent::spawn(settings, BTreeMap::from([(UnitId(1), unit.address())]), &cluster.host()).is_err());
+}
+
+/// A real HAProxy, which ends with its value.
+struct HaProxy {
+    process: std::process::Child,
+    directory: tempfile::TempDir,
+}
+
+impl HaProxy {
+    fn start(checks: SocketAddr) -> HaProxy {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().display();
+        let config = format!(
+            "global\n  stats socket {folder}/stats.sock\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n\
+             backend web\n  balance leastconn\n  server h7 127.0.0.1:9 weight 100 agent-check agent-addr {} agent-port {} agent-inter 100ms agent-send \"7/1\\n\"\n\
+             listen unused\n  bind unix@{folder}/unused.sock\n  server h7 127.0.0.1:9\n",
+            checks.ip(),
+            checks.port()
+        );
+        std::fs::write(directory.path().join("haproxy.cfg"), config).unwrap();
+        let mut command = std::process::Command::new("haproxy");
+        command.arg("-db").arg("-f").arg(directory.path().join("haproxy.cfg"));
+        HaProxy { process: command.spawn().unwrap(), directory }
+    }
+
+    /// Status and weight of the server.
+    fn server(&self) -> Option<(String, String)> {
+        use std::io::{Read, Write};
+        let mut socket = std::os::unix::net::UnixStream::connect(self.directory.path().join("stats.sock")).ok()?;
+        socket.write_all(b"show stat\n").ok()?;
+        let mut text = String::new();
+        socket.read_to_string(&mut text).ok()?;
+        let row = text.lines().find(|line| line.starts_with("web,h7,"))?;
+        let fields: Vec<&str> = row.split(',').collect();
+        Some((fields[17].to_owned(), fields[18].to_owned()))
+    }
+
+    async fn until(&self, status: &str, weight: &str) {
+        let begun = Instant::now();
+        loop {
+            let server = self.server();
+            if server.as_ref().is_some_and(|known| known.0.starts_with(status) && known.1 == weight) {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "never {status} {weight}: {server:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn haproxy_does_what_agents_say() {
+    let cluster = Cluster::new();
+    let unit = cluster.listen(1, loopback(), &[]).unwrap();
+    let checks = Checks::spawn(loopback(), unit.cache()).await.unwrap();
+    let agent = agent(&cluster.host(), &[(1, unit.address())]);
+    let haproxy = HaProxy::start(checks.address());
+    let load = |load| Status { health: Health::Healthy, load, capacity: 50 };
+    let say = |status| agent.with(HOST, |end, _| end.report(APPLICATION, status)).unwrap().unwrap();
+    let direct = |to| agent.with(HOST, |end, now| end.direct(APPLICATION, to, now)).unwrap().unwrap();
+    say(load(0));
+    haproxy.until("no check", "100").await;
+    say(load(20));
+    haproxy.until("no check", "60").await;
+    direct(Directive::Draining);
+    haproxy.until("DRAIN", "60").await;
+    direct(Directive::Active);
+    haproxy.until("no check", "60").await;
+}

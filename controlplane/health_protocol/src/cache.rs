@@ -1,0 +1,331 @@
+//! What a unit knows of one host: a copy of its table, and whether the host is there and the copy right.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
+
+use crate::message::Beat;
+use crate::planted::{Bug, planted};
+use crate::row::{Operation, ROWS_MAX, Row};
+use crate::table::{Table, chunk};
+use crate::unit::{Origin, Peer};
+
+/// Is a host there?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Presence {
+    /// Nothing was heard that could be believed, so far.
+    Expected,
+    /// It lives, and its rows are known.
+    Live,
+    /// It was there, but three heartbeats in a row are missing, or its rows could not be had for as long.
+    Silent,
+    /// It said goodbye.
+    Gone,
+}
+
+/// One host in a unit's cache.
+#[derive(Debug)]
+pub struct CachedHost {
+    pub(crate) table: Table,
+    /// Versions of deleted rows that a late message could bring back.
+    tombstones: BTreeMap<ApplicationId, u64>,
+    /// When a row's health or target was last another one.
+    since: BTreeMap<ApplicationId, Moment>,
+    pub(crate) incarnation: Incarnation,
+    /// Of the latest heartbeat or goodbye.
+    pub(crate) sequence: u64,
+    /// The copy was right at this generation: changes up to it are old.
+    pub(crate) right_at: u64,
+    /// The latest generation heard of.
+    newest: u64,
+    /// Generation, digest and number of rows as the host last told them.
+    latest: Option<(u64, u64, u16)>,
+    pub(crate) presence: Presence,
+    pub(crate) presence_since: Moment,
+    pub(crate) heard: Moment,
+    pub(crate) interval: Duration,
+    pub(crate) doubt: Option<Doubt>,
+    /// It speaks to this unit itself.
+    pub(crate) direct: bool,
+    /// The unit that last passed something on.
+    pub(crate) through: Option<UnitId>,
+    pub(crate) name: Option<String>,
+    /// The one entry among the unit's timers that counts.
+    pub(crate) timer: Option<Moment>,
+    /// Earlier lives are told about this one no more often than that.
+    pub(crate) stale_told: Option<Moment>,
+    /// Changed since [`CachedHost::take_changes`].
+    changes: BTreeSet<ApplicationId>,
+}
+
+/// The copy is known not to be right.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Doubt {
+    pub(crate) since: Moment,
+    pub(crate) ask_at: Moment,
+    pub(crate) asked: u32,
+}
+
+/// What an operation did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    Changed,
+    /// It was known already, or is older than what is.
+    Known,
+    /// It is about a row that is not here.
+    Missing,
+}
+
+impl CachedHost {
+    pub(crate) fn new(now: Moment) -> Self {
+        CachedHost {
+            table: Table::default(),
+            tombstones: BTreeMap::new(),
+            since: BTreeMap::new(),
+            incarnation: Incarnation(0),
+            sequence: 0,
+            right_at: 0,
+            newest: 0,
+            latest: None,
+            presence: Presence::Expected,
+            presence_since: now,
+            heard: now,
+            interval: Duration::from_secs(1),
+            doubt: None,
+            direct: false,
+            through: None,
+            name: None,
+            timer: None,
+            stale_told: None,
+            changes: BTreeSet::new(),
+        }
+    }
+
+    /// Its rows as last heard.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Is it there? Only a live host's rows count.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.presence
+    }
+
+    /// Since when it has had this presence.
+    #[must_use]
+    pub fn presence_since(&self) -> Moment {
+        self.presence_since
+    }
+
+    /// Since when a row has had its health and its target.
+    #[must_use]
+    pub fn row_since(&self, application: ApplicationId) -> Option<Moment> {
+        self.since.get(&application).copied()
+    }
+
+    /// The latest heartbeat's arrival.
+    #[must_use]
+    pub fn heard(&self) -> Moment {
+        self.heard
+    }
+
+    /// Which life of it is known.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Its DNS name, if it said one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Is it there, and does the copy agree with its latest heartbeat?
+    #[must_use]
+    pub fn is_in_step(&self) -> bool {
+        self.presence == Presence::Live && self.doubt.is_none() && self.latest.is_some()
+    }
+
+    /// Generation, digest and number of rows as the host last told them.
+    pub(crate) fn last_told(&self) -> (u64, u64, u16) {
+        self.latest.unwrap_or_default()
+    }
+
+    /// The host tells what its table is like, in a heartbeat or with its rows.
+    pub(crate) fn told(&mut self, generation: u64, digest: u64, rows: u16) {
+        self.newest = self.newest.max(generation);
+        if self.latest.is_none_or(|(latest, ..)| latest <= generation) {
+            self.latest = Some((generation, digest, rows));
+        }
+    }
+
+    /// Remembers a way to the host.
+    pub(crate) fn hear(&mut self, origin: Origin<'_>) {
+        match origin {
+            Origin::Host(_) => self.direct = true,
+            Origin::Unit(unit) => self.through = Some(unit),
+        }
+    }
+
+    /// Whom to ask the `attempt`th time: the host, and if it does not answer the unit that passed it on.
+    pub(crate) fn way(&self, host: HostId, attempt: u32) -> Option<Peer> {
+        let ways = [self.direct.then_some(Peer::Host(host)), self.through.map(Peer::Unit)];
+        let [first, second] = if attempt.is_multiple_of(2) { ways } else { [ways[1], ways[0]] };
+        first.or(second)
+    }
+
+    /// After rows changed: is the copy right now, and does the host count (again)?
+    pub(crate) fn after_change(&mut self, grace: Duration, now: Moment) {
+        self.check(grace, now);
+        let is_heard = now.since(self.heard) < self.age_out();
+        if self.doubt.is_none() && self.latest.is_some() && is_heard {
+            self.set_presence(Presence::Live, now);
+        }
+    }
+
+    /// After so long without a heartbeat it is silent: three are missing, and the last is late.
+    pub(crate) fn age_out(&self) -> Duration {
+        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { self.interval * 7 / 2 }
+    }
+
+    /// Another life of the host begins: its old rows are good until they are replaced, but any version is newer.
+    pub(crate) fn begin(&mut self, incarnation: Incarnation, now: Moment) {
+        self.incarnation = incarnation;
+        if planted(Bug::OldRowsStay) {
+            return;
+        }
+        (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
+        self.tombstones.clear();
+        self.table.forget_versions();
+        // There is nothing to wait for: no row change under way could make this right.
+        self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
+    }
+
+    /// Takes a heartbeat that is newer than all before.
+    pub(crate) fn beat(&mut self, beat: &Beat, now: Moment) {
+        self.sequence = beat.sequence;
+        self.heard = now;
+        self.interval = beat.interval();
+        if beat.name.is_some() {
+            self.name.clone_from(&beat.name);
+        }
+        self.told(beat.generation, beat.digest, beat.rows);
+    }
+
+    /// Takes a change.
+    pub(crate) fn apply(&mut self, operation: &Operation, now: Moment) -> Applied {
+        let (application, version) = (operation.application(), operation.version());
+        let row = self.table.row(application);
+        let known = row.map(|row| row.version).max(self.tombstones.get(&application).copied());
+        let is_old = version <= self.right_at || known.is_some_and(|known| version <= known);
+        if is_old && !planted(Bug::VersionIgnored) {
+            return Applied::Known;
+        }
+        match operation {
+            Operation::Add(row) => self.put(row.clone(), now),
+            Operation::Update { status, directives, .. } => {
+                let Some(row) = row else { return Applied::Missing };
+                self.put(Row { version, status: *status, directives: *directives, ..row.clone() }, now);
+            }
+            Operation::Delete { .. } => self.bury(application, version),
+        }
+        self.newest = self.newest.max(version);
+        Applied::Changed
+    }
+
+    /// Takes all rows of some chunks.
+    pub(crate) fn apply_table(&mut self, generation: u64, bits: u8, chunks: u64, rows: &[Row], now: Moment) -> Applied {
+        if generation < self.right_at {
+            return Applied::Known;
+        }
+        let covered = |application| chunks >> chunk(application, bits) & 1 == 1;
+        let named: BTreeSet<ApplicationId> = rows.iter().map(|row| row.application).collect();
+        let missing: Vec<ApplicationId> = self
+            .table
+            .rows()
+            .filter(|row| covered(row.application) && row.version <= generation && !named.contains(&row.application))
+            .map(|row| row.application)
+            .collect();
+        for application in missing {
+            if !planted(Bug::SnapshotKeepsRows) {
+                self.bury(application, generation);
+            }
+        }
+        for row in rows {
+            let known = self.table.row(row.application);
+            let newer = known.is_some_and(|known| known.version > row.version)
+                || self.tombstones.get(&row.application).is_some_and(|deleted| *deleted > row.version);
+            if !newer && known != Some(row) {
+                self.put(row.clone(), now);
+            }
+        }
+        self.newest = self.newest.max(generation);
+        Applied::Changed
+    }
+
+    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that.
+    pub(crate) fn check(&mut self, grace: Duration, now: Moment) {
+        let Some((generation, digest, rows)) = self.latest else { return };
+        let equal = self.table.digest() == digest && self.table.len() == usize::from(rows);
+        if equal || planted(Bug::DigestIgnored) {
+            self.doubt = None;
+            self.right_at = self.right_at.max(generation);
+            let right_at = self.right_at;
+            self.tombstones.retain(|_, version| *version > right_at);
+        } else if generation >= self.newest {
+            self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
+        }
+    }
+
+    pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {
+        if self.presence != presence {
+            (self.presence, self.presence_since) = (presence, now);
+            self.changes.extend(self.table.rows().map(|row| row.application));
+        }
+    }
+
+    /// Forgets the rows, not what makes late messages late.
+    pub(crate) fn clear(&mut self) {
+        let rows: Vec<ApplicationId> = self.table.rows().map(|row| row.application).collect();
+        for application in rows {
+            self.bury(application, 0);
+        }
+        self.tombstones.clear();
+        (self.doubt, self.latest) = (None, None);
+    }
+
+    /// Rows that are others than at the last call.
+    pub(crate) fn take_changes(&mut self) -> BTreeSet<ApplicationId> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn put(&mut self, row: Row, now: Moment) {
+        let application = row.application;
+        self.tombstones.remove(&application);
+        let state = |row: &Row| (row.status.health, row.directives.target);
+        let now_state = state(&row);
+        let before = self.table.insert(row);
+        if before.as_ref().map(state) != Some(now_state) {
+            self.since.insert(application, now);
+        }
+        if !planted(Bug::ChangeNotReported) {
+            self.changes.insert(application);
+        }
+    }
+
+    fn bury(&mut self, application: ApplicationId, version: u64) {
+        if self.table.remove(application).is_some() {
+            self.since.remove(&application);
+            self.changes.insert(application);
+        }
+        if self.tombstones.len() >= 2 * ROWS_MAX {
+            // The digests bring to light what they would have kept away.
+            self.tombstones.clear();
+        }
+        self.tombstones.insert(application, version);
+    }
+}

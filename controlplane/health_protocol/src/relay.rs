@@ -1,0 +1,87 @@
+//! What a unit passes on to the other units for the hosts that are linked to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use weir_identity::{ApplicationId, HostId, Moment, UnitId};
+
+use crate::message::{Beat, Postulate};
+
+/// The other units, and what they have been asked on behalf of hosts.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    units: BTreeMap<UnitId, Link>,
+    /// Heartbeats that came directly, for the next consolidated one.
+    pub(crate) beats: Vec<Beat>,
+    asked: BTreeMap<(HostId, ApplicationId), Asked>,
+}
+
+#[derive(Debug)]
+struct Link {
+    up: bool,
+    /// When it was last up.
+    seen: Moment,
+}
+
+/// The latest postulate about a row: who has not agreed so far.
+#[derive(Debug)]
+struct Asked {
+    postulate: Postulate,
+    waiting: BTreeSet<UnitId>,
+}
+
+impl Relay {
+    pub(crate) fn unit_up(&mut self, unit: UnitId, now: Moment) {
+        self.units.insert(unit, Link { up: true, seen: now });
+    }
+
+    pub(crate) fn unit_down(&mut self, unit: UnitId, now: Moment) {
+        let link = self.units.entry(unit).or_insert(Link { up: true, seen: now });
+        if link.up {
+            *link = Link { up: false, seen: now };
+        }
+    }
+
+    pub(crate) fn up(&self) -> impl Iterator<Item = UnitId> {
+        self.units.iter().filter(|(_, link)| link.up).map(|(unit, _)| *unit)
+    }
+
+    /// Notes who has to agree; these postulates need nobody (any more). A unit out of reach for `age_out` has given the host up.
+    pub(crate) fn ask(&mut self, host: HostId, asked: &[Postulate], age_out: Duration, now: Moment) -> Vec<Postulate> {
+        let counts = |link: &Link| link.up || now.since(link.seen) <= age_out;
+        let all: BTreeSet<UnitId> = self.units.iter().filter(|(_, link)| counts(link)).map(|(unit, _)| *unit).collect();
+        let mut agreed = Vec::new();
+        for postulate in asked {
+            let key = (host, postulate.application);
+            // The same again: those who have agreed need not do so again.
+            let before = self.asked.remove(&key).filter(|before| before.postulate == *postulate);
+            let waiting = before.map_or_else(|| all.clone(), |before| &before.waiting & &all);
+            if waiting.is_empty() {
+                agreed.push(*postulate);
+            } else {
+                self.asked.insert(key, Asked { postulate: *postulate, waiting });
+            }
+        }
+        agreed
+    }
+
+    /// A unit agrees; these postulates it was the last to agree with.
+    pub(crate) fn agreed(&mut self, host: HostId, rights: &[Postulate], unit: UnitId) -> Vec<Postulate> {
+        let mut agreed = Vec::new();
+        for postulate in rights {
+            let key = (host, postulate.application);
+            let Some(asked) = self.asked.get_mut(&key).filter(|asked| asked.postulate == *postulate) else { continue };
+            asked.waiting.remove(&unit);
+            if asked.waiting.is_empty() {
+                self.asked.remove(&key);
+                agreed.push(*postulate);
+            }
+        }
+        agreed
+    }
+
+    /// Nobody waits for answers about this row any more.
+    pub(crate) fn forget(&mut self, host: HostId, application: ApplicationId) {
+        self.asked.remove(&(host, application));
+    }
+}

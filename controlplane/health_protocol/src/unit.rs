@@ -1,0 +1,558 @@
+//! The unit's end: the consolidated cache by host and by application, and what keeps it right.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
+
+use crate::cache::{Applied, CachedHost, Doubt, Presence};
+use crate::message::{Beat, Body, Message, Postulate, Wrong};
+use crate::planted::{Bug, planted};
+use crate::refusal::{Refusal, Refusals};
+use crate::relay::Relay;
+use crate::row::{Operation, ROWS_MAX, Row};
+use crate::table::{chunk, chunk_bits};
+use crate::wire::DecodeError;
+
+/// What a unit's end is told at its start.
+#[derive(Debug, Clone)]
+pub struct UnitSettings {
+    /// Whose cache it is.
+    pub unit: UnitId,
+    /// Which life of the unit.
+    pub incarnation: Incarnation,
+    /// How long a heartbeat's digest may differ before the unit asks: the change that it waits for may be under way.
+    pub grace: Duration,
+    /// How long until it asks again; doubled each time up to ten times that.
+    pub retry: Duration,
+    /// A host that has been silent or gone for so long is forgotten.
+    pub forget: Duration,
+    /// The most hosts.
+    pub hosts_max: usize,
+}
+
+impl UnitSettings {
+    /// 20 ms of grace, asks again after 200 ms, forgets after an hour, up to 65,536 hosts.
+    #[must_use]
+    pub fn new(unit: UnitId, incarnation: Incarnation) -> Self {
+        UnitSettings {
+            unit,
+            incarnation,
+            grace: Duration::from_millis(20),
+            retry: Duration::from_millis(200),
+            forget: Duration::from_secs(3600),
+            hosts_max: 65_536,
+        }
+    }
+}
+
+/// For whom a node may speak: from its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Claims {
+    /// Hosts whose tables it may keep.
+    pub hosts: BTreeSet<HostId>,
+}
+
+/// Where a message came from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// A host's agent, with its claims.
+    Host(&'a Claims),
+    /// Another unit, which passes on.
+    Unit(UnitId),
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// To the agent that speaks for this host.
+    Host(HostId),
+    /// To another unit.
+    Unit(UnitId),
+}
+
+/// The consolidated cache of all hosts, and the protocol that keeps it.
+#[derive(Debug)]
+pub struct UnitEnd {
+    settings: UnitSettings,
+    hosts: BTreeMap<HostId, CachedHost>,
+    by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
+    timers: BinaryHeap<Reverse<(Moment, HostId)>>,
+    relay: Relay,
+    out: VecDeque<(Peer, Message)>,
+    changed: BTreeSet<(HostId, ApplicationId)>,
+    refusals: Refusals,
+}
+
+impl UnitEnd {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(settings: UnitSettings) -> Self {
+        UnitEnd {
+            settings,
+            hosts: BTreeMap::new(),
+            by_application: BTreeMap::new(),
+            timers: BinaryHeap::new(),
+            relay: Relay::default(),
+            out: VecDeque::new(),
+            changed: BTreeSet::new(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// What is known of a host.
+    #[must_use]
+    pub fn host(&self, host: HostId) -> Option<&CachedHost> {
+        self.hosts.get(&host)
+    }
+
+    /// All hosts that were ever heard of and are not forgotten.
+    pub fn hosts(&self) -> impl Iterator<Item = (HostId, &CachedHost)> {
+        self.hosts.iter().map(|(host, cached)| (*host, cached))
+    }
+
+    /// The rows of an application on all hosts.
+    pub fn application(&self, application: ApplicationId) -> impl Iterator<Item = (HostId, &CachedHost, &Row)> {
+        let hosts = self.by_application.get(&application).into_iter().flatten();
+        hosts.filter_map(move |host| {
+            let cached = self.hosts.get(host)?;
+            Some((*host, cached, cached.table.row(application)?))
+        })
+    }
+
+    /// Rows that were added, changed or deleted, or whose host came or went, since the last call.
+    pub fn take_changes(&mut self) -> BTreeSet<(HostId, ApplicationId)> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What was refused.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.refusals
+    }
+
+    /// Counts bytes that were no message.
+    pub fn count_malformed(&mut self, error: DecodeError) {
+        self.refusals.count(&Refusal::Malformed(error));
+    }
+
+    /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
+    pub fn expect_host(&mut self, host: HostId, now: Moment) {
+        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        let due = now.after(cached.age_out());
+        cached.timer = Some(due);
+        self.timers.push(Reverse((due, host)));
+    }
+
+    /// There is a link to another unit. What it has missed it asks for by the next heartbeats.
+    pub fn handle_unit_up(&mut self, unit: UnitId, now: Moment) {
+        self.relay.unit_up(unit, now);
+    }
+
+    /// The link to another unit is down, or there is none yet: a unit is told so of all others at its start.
+    pub fn handle_unit_down(&mut self, unit: UnitId, now: Moment) {
+        self.relay.unit_down(unit, now);
+    }
+
+    /// The link to the agent of these hosts is down: they are silent when their heartbeats have been missing for long enough.
+    pub fn handle_host_down(&mut self, claims: &Claims) {
+        for host in &claims.hosts {
+            if let Some(cached) = self.hosts.get_mut(host) {
+                cached.direct = false;
+            }
+        }
+    }
+
+    /// Takes a message.
+    ///
+    /// # Errors
+    /// Why it, or the last of its parts that was refused, changed nothing; it is counted.
+    pub fn handle(&mut self, origin: Origin<'_>, message: Message, now: Moment) -> Result<(), Refusal> {
+        let mut refused = Ok(());
+        if let Body::Heartbeat(beats) = message.body {
+            for beat in beats {
+                let taken = self.take_beat(origin, beat, now);
+                refused = self.counted(taken).and(refused);
+            }
+            return refused;
+        }
+        let taken = self.take(origin, message, now);
+        self.counted(taken)
+    }
+
+    fn counted(&mut self, taken: Result<(), Refusal>) -> Result<(), Refusal> {
+        if let Err(refusal) = &taken {
+            self.refusals.count(refusal);
+        }
+        taken
+    }
+
+    fn take_beat(&mut self, origin: Origin<'_>, beat: Beat, now: Moment) -> Result<(), Refusal> {
+        let (host, sequence) = (beat.host, beat.sequence);
+        self.admit(origin, host, beat.incarnation, now)?;
+        let grace = self.settings.grace;
+        let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
+        if sequence <= cached.sequence && !planted(Bug::ReplayTaken) {
+            return Err(Refusal::Replayed { host, sequence, known: cached.sequence });
+        }
+        cached.hear(origin);
+        cached.beat(&beat, now);
+        cached.check(grace, now);
+        if cached.doubt.is_none() {
+            cached.set_presence(Presence::Live, now);
+        } else if cached.presence == Presence::Gone {
+            cached.set_presence(Presence::Expected, now);
+        }
+        self.schedule(host, now);
+        self.collect_changes(host);
+        if let Origin::Host(_) = origin {
+            self.relay.beats.push(beat);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, origin: Origin<'_>, message: Message, now: Moment) -> Result<(), Refusal> {
+        let Message { host, incarnation, sequence, body } = &message;
+        let (host, sequence) = (*host, *sequence);
+        if let Body::PostulateWrong { .. } | Body::PostulateRight { .. } = body {
+            let known = self.hosts.get(&host).ok_or(Refusal::Unknown)?.incarnation;
+            if known != *incarnation {
+                return Err(Refusal::Stale { host, said: *incarnation, known });
+            }
+        }
+        match body {
+            Body::Heartbeat(_) => return Err(Refusal::WrongWay(body.kind())),
+            Body::GetTable { unit, unit_incarnation, digests } => {
+                let Origin::Unit(_) = origin else { return Err(Refusal::WrongWay(body.kind())) };
+                return self.answer(host, *incarnation, (*unit, *unit_incarnation), digests);
+            }
+            Body::PostulateWrong { wrongs, .. } => {
+                let Origin::Unit(unit) = origin else { return Err(Refusal::WrongWay(body.kind())) };
+                self.correct(host, unit, wrongs);
+                self.out.push_back((Peer::Host(host), message));
+                return Ok(());
+            }
+            Body::PostulateRight { rights, .. } => {
+                let Origin::Unit(unit) = origin else { return Err(Refusal::WrongWay(body.kind())) };
+                let agreed = self.relay.agreed(host, rights, unit);
+                self.send_right(Peer::Host(host), host, sequence, agreed);
+                return Ok(());
+            }
+            Body::Goodbye | Body::RowChange { .. } | Body::Table { .. } | Body::Postulate(_) => {}
+        }
+        self.admit(origin, host, *incarnation, now)?;
+        let grace = self.settings.grace;
+        let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
+        match body {
+            Body::Goodbye => {
+                if sequence <= cached.sequence {
+                    return Err(Refusal::Replayed { host, sequence, known: cached.sequence });
+                }
+                cached.hear(origin);
+                cached.sequence = sequence;
+                cached.clear();
+                cached.set_presence(Presence::Gone, now);
+                self.pass_on(origin, &message);
+            }
+            Body::RowChange { operations, .. } => {
+                if cached.presence == Presence::Gone && !planted(Bug::GoodbyeForgotten) {
+                    return Err(Refusal::Stale { host, said: *incarnation, known: cached.incarnation });
+                }
+                cached.hear(origin);
+                let applied: Vec<Applied> = operations.iter().map(|operation| cached.apply(operation, now)).collect();
+                cached.after_change(grace, now);
+                if applied.contains(&Applied::Changed) {
+                    self.pass_on(origin, &message);
+                } else if applied.contains(&Applied::Missing) {
+                    return Err(Refusal::Unknown);
+                }
+            }
+            Body::Table { unit, unit_incarnation, generation, digest, total, bits, chunks, rows } => {
+                if (*unit, *unit_incarnation) != (self.settings.unit, self.settings.incarnation) {
+                    return Err(Refusal::Unasked(host));
+                }
+                if cached.presence == Presence::Gone {
+                    return Err(Refusal::Stale { host, said: *incarnation, known: cached.incarnation });
+                }
+                if cached.apply_table(*generation, *bits, *chunks, rows, now) == Applied::Known {
+                    let (said, known) = (*generation, cached.right_at);
+                    return Err(Refusal::Replayed { host, sequence: said, known });
+                }
+                cached.told(*generation, *digest, *total);
+                cached.after_change(grace, now);
+            }
+            Body::Postulate(postulates) => self.judge(origin, host, sequence, postulates, &message, now),
+            _ => {}
+        }
+        self.schedule(host, now);
+        self.collect_changes(host);
+        Ok(())
+    }
+
+    /// May the origin speak for this host, and is it the life that is known, or a later one?
+    fn admit(
+        &mut self,
+        origin: Origin<'_>,
+        host: HostId,
+        incarnation: Incarnation,
+        now: Moment,
+    ) -> Result<(), Refusal> {
+        if let Origin::Host(claims) = origin
+            && !claims.hosts.contains(&host)
+        {
+            return Err(Refusal::WrongHost(host));
+        }
+        if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
+            return Err(Refusal::Full(host));
+        }
+        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        if incarnation > cached.incarnation {
+            cached.begin(incarnation, now);
+        } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
+            let known = cached.incarnation;
+            // If it is no late message but a host whose clock went back, it learns here which life it has to exceed.
+            if cached.stale_told.is_none_or(|told| now.since(told) >= self.settings.retry) {
+                cached.stale_told = Some(now);
+                let to = match origin {
+                    Origin::Host(_) => Peer::Host(host),
+                    Origin::Unit(unit) => Peer::Unit(unit),
+                };
+                self.ask(host, to, known);
+            }
+            return Err(Refusal::Stale { host, said: incarnation, known });
+        }
+        Ok(())
+    }
+
+    /// When [`UnitEnd::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.timers.peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// Time has come for something.
+    pub fn handle_timeout(&mut self, now: Moment) {
+        while let Some(&Reverse((due, host))) = self.timers.peek().filter(|Reverse((due, _))| *due <= now) {
+            self.timers.pop();
+            let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due)) else { continue };
+            cached.timer = None;
+            self.host_timeout(host, now);
+            self.schedule(host, now);
+            self.collect_changes(host);
+        }
+    }
+
+    fn host_timeout(&mut self, host: HostId, now: Moment) {
+        let settings = &self.settings;
+        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let age_out = cached.age_out();
+        let unheard = now.since(cached.heard) >= age_out;
+        let unknown = cached.doubt.is_some_and(|doubt| now.since(doubt.since) >= age_out);
+        match cached.presence {
+            Presence::Live if (unheard || unknown) => {
+                cached.set_presence(Presence::Silent, now);
+            }
+            Presence::Expected if unheard => cached.set_presence(Presence::Silent, now),
+            Presence::Silent | Presence::Gone
+                if now.since(cached.presence_since) >= settings.forget
+                    && now.since(cached.heard) >= settings.forget =>
+            {
+                cached.clear();
+                self.collect_changes(host);
+                self.hosts.remove(&host);
+                return;
+            }
+            _ => {}
+        }
+        if unheard || cached.presence == Presence::Gone {
+            // Asking the dead is of no use; a heartbeat brings the doubt back.
+            cached.doubt = None;
+            return;
+        }
+        if let Some(doubt) = cached.doubt.as_mut().filter(|doubt| doubt.ask_at <= now) {
+            let factor = 1 << doubt.asked.min(3);
+            let attempt = doubt.asked;
+            doubt.asked += 1;
+            doubt.ask_at = now.after(if planted(Bug::AsksOnce) { settings.forget } else { settings.retry * factor });
+            let Some(to) = cached.way(host, attempt) else { return };
+            let known = cached.incarnation;
+            self.ask(host, to, known);
+        }
+    }
+
+    /// The next message to be sent.
+    pub fn poll_transmit(&mut self) -> Option<(Peer, Message)> {
+        if !self.relay.beats.is_empty() {
+            let beats = std::mem::take(&mut self.relay.beats);
+            let up: Vec<UnitId> = self.relay.up().collect();
+            for unit in up {
+                for beats in beats.chunks(BEATS_MAX) {
+                    self.send_beats(unit, beats.to_vec());
+                }
+            }
+        }
+        self.out.pop_front()
+    }
+
+    /// Asks for the rows of a host that differ from those in the cache.
+    fn ask(&mut self, host: HostId, to: Peer, incarnation: Incarnation) {
+        let Some(cached) = self.hosts.get(&host) else { return };
+        let rows = cached.table.len().max(cached.last_told().2.into()).min(ROWS_MAX);
+        let digests = cached.table.chunk_digests(chunk_bits(rows));
+        let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
+        let body = Body::GetTable { unit, unit_incarnation, digests };
+        self.out.push_back((to, Message { host, incarnation, sequence: 0, body }));
+    }
+
+    /// Answers another unit out of the cache, if that is right.
+    fn answer(
+        &mut self,
+        host: HostId,
+        known: Incarnation,
+        asker: (UnitId, Incarnation),
+        digests: &[u64],
+    ) -> Result<(), Refusal> {
+        let cached = self.hosts.get(&host).ok_or(Refusal::Unknown)?;
+        if known > cached.incarnation {
+            // That unit knows a later life than this one, which the host has to exceed.
+            if cached.direct {
+                self.ask(host, Peer::Host(host), known);
+            }
+            return Ok(());
+        }
+        if !cached.is_in_step() {
+            return Err(Refusal::Unknown);
+        }
+        let bits = u8::try_from(digests.len().max(1).trailing_zeros()).unwrap_or(0);
+        let ours = cached.table.chunk_digests(bits);
+        let differs = |i: &usize| known != cached.incarnation || digests.get(*i) != Some(&ours[*i]);
+        let chunks = (0..ours.len()).filter(differs).fold(0_u64, |chunks, i| chunks | 1 << i);
+        let here = |row: &&Row| chunks >> chunk(row.application, bits) & 1 == 1;
+        let rows = cached.table.rows().filter(here).cloned().collect();
+        let (generation, digest, total) = cached.last_told();
+        let (unit, unit_incarnation) = asker;
+        let body = Body::Table { unit, unit_incarnation, generation, digest, total, bits, chunks, rows };
+        let message = Message { host, incarnation: cached.incarnation, sequence: cached.sequence, body };
+        self.out.push_back((Peer::Unit(unit), message));
+        Ok(())
+    }
+
+    /// Compares postulates with the cache, and answers once the peers have agreed, too.
+    fn judge(
+        &mut self,
+        origin: Origin<'_>,
+        host: HostId,
+        sequence: u64,
+        postulates: &[Postulate],
+        message: &Message,
+        now: Moment,
+    ) {
+        let Some(cached) = self.hosts.get(&host) else { return };
+        let to = match origin {
+            Origin::Host(_) => Peer::Host(host),
+            Origin::Unit(unit) => Peer::Unit(unit),
+        };
+        let (mut rights, mut wrongs) = (Vec::new(), Vec::new());
+        for postulate in postulates {
+            match cached.table.row(postulate.application) {
+                Some(row) if row.version >= postulate.version && row.directives.target == postulate.target => {
+                    rights.push(*postulate);
+                }
+                row => wrongs.push(Wrong { postulate: *postulate, known: row.map(|row| row.directives.target) }),
+            }
+        }
+        let age_out = cached.interval * 5;
+        let incarnation = cached.incarnation;
+        if !wrongs.is_empty() {
+            let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
+            let body = Body::PostulateWrong { unit, unit_incarnation, wrongs };
+            self.out.push_back((to, Message { host, incarnation, sequence, body }));
+        }
+        if let Origin::Host(_) = origin
+            && !planted(Bug::PeersNotAsked)
+        {
+            let agreed = self.relay.ask(host, &rights, age_out, now);
+            rights.retain(|postulate| !agreed.contains(postulate));
+            if !rights.is_empty() {
+                self.pass_on(origin, &Message { body: Body::Postulate(rights), ..message.clone() });
+            }
+            rights = agreed;
+        }
+        self.send_right(to, host, sequence, rights);
+    }
+
+    fn send_right(&mut self, to: Peer, host: HostId, sequence: u64, rights: Vec<Postulate>) {
+        let Some(cached) = self.hosts.get(&host).filter(|_| !rights.is_empty()) else { return };
+        let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
+        let body = Body::PostulateRight { unit, unit_incarnation, rights };
+        self.out.push_back((to, Message { host, incarnation: cached.incarnation, sequence, body }));
+    }
+
+    /// Gives a peer the rows it has wrong.
+    fn correct(&mut self, host: HostId, unit: UnitId, wrongs: &[Wrong]) {
+        let Some(cached) = self.hosts.get(&host) else { return };
+        let rows = wrongs.iter().filter_map(|wrong| cached.table.row(wrong.postulate.application).cloned());
+        let operations: Vec<Operation> = rows.map(Operation::Add).collect();
+        if !operations.is_empty() {
+            let (incarnation, sequence) = (cached.incarnation, cached.sequence);
+            let body = Body::RowChange { generation: cached.right_at, operations };
+            self.out.push_back((Peer::Unit(unit), Message { host, incarnation, sequence, body }));
+        }
+    }
+
+    /// Tells the other units what a host said to this one.
+    fn pass_on(&mut self, origin: Origin<'_>, message: &Message) {
+        if let Origin::Host(_) = origin {
+            let up: Vec<UnitId> = self.relay.up().collect();
+            self.out.extend(up.into_iter().map(|unit| (Peer::Unit(unit), message.clone())));
+        }
+    }
+
+    fn send_beats(&mut self, unit: UnitId, beats: Vec<Beat>) {
+        // Whoever reads it goes by the beats; the head only needs to be something.
+        let host = beats.first().map_or(HostId(0), |beat| beat.host);
+        let message = Message { host, incarnation: Incarnation(0), sequence: 0, body: Body::Heartbeat(beats) };
+        self.out.push_back((Peer::Unit(unit), message));
+    }
+
+    /// Sets the host's timer.
+    fn schedule(&mut self, host: HostId, now: Moment) {
+        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let mut due = match cached.presence {
+            Presence::Live | Presence::Expected => cached.heard.after(cached.age_out()),
+            Presence::Silent | Presence::Gone => cached.presence_since.max(cached.heard).after(self.settings.forget),
+        };
+        if let Some(Doubt { since, ask_at, .. }) = cached.doubt {
+            due = due.min(ask_at);
+            if cached.presence == Presence::Live {
+                due = due.min(since.after(cached.age_out()));
+            }
+        }
+        due = due.max(now.after(Duration::from_millis(1)));
+        // A timer that comes too early only sets the next one: heartbeats need not touch the heap.
+        if cached.timer.is_none_or(|timer| due < timer) {
+            cached.timer = Some(due);
+            self.timers.push(Reverse((due, host)));
+        }
+    }
+
+    fn collect_changes(&mut self, host: HostId) {
+        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        for application in cached.take_changes() {
+            if cached.table.row(application).is_some() {
+                self.by_application.entry(application).or_default().insert(host);
+            } else if let Some(hosts) = self.by_application.get_mut(&application) {
+                self.relay.forget(host, application);
+                hosts.remove(&host);
+                if hosts.is_empty() {
+                    self.by_application.remove(&application);
+                }
+            }
+            self.changed.insert((host, application));
+        }
+    }
+}
+
+/// So many heartbeats fit into a datagram, without names.
+const BEATS_MAX: usize = 24;

@@ -1,0 +1,59 @@
+"""The hosts' agents: keys from an authority of the lab's own, and one `weir-host` in each host's namespace."""
+
+import shutil
+from pathlib import Path
+
+from processes import run
+
+PORT = 7300
+
+CONFIG = """# Written by scripts/lab.
+host: {id}
+keys: {folder}/keys
+units: {{ 1: "{unit}:{port}" }}
+socket: {folder}/agent.sock
+drain: 500ms
+applications:
+{applications}
+"""
+
+WEB = '  - {{ application: {id}, capacity: {capacity}, endpoint: "127.0.0.1:{port}", probe: {{ http: /, interval: 250ms, fall: 1 }} }}'
+
+
+def unit_address(topology):
+    """The unit's own address on the hosts' segment."""
+    return topology.unit_ports[-1][2].split("/")[0]
+
+
+def unit_keys(state):
+    return state.folder / "pki/nodes/unit-1"
+
+
+def prepare(state, topology):
+    """Makes the authority and everybody's keys, and writes the agents' configurations."""
+    pki = [Path(state.data["bin_dir"]) / "weirctl", "pki", "--dir", state.folder / "pki"]
+    run([*pki, "init"])
+    run([*pki, "unit", 1])
+    for host in topology.hosts:
+        run([*pki, "host", host.id])
+        folder = state.folder / host.name
+        shutil.copytree(state.folder / f"pki/nodes/host-{host.id}", folder / "keys")
+        # The UDP echo is there when nginx is: its rows are looked after by the same probe.
+        applications = [WEB.format(id=i, capacity=host.capacity, port=topology.host_port) for i in (1, 2, 3, 4)]
+        (folder / "agent.yaml").write_text(
+            CONFIG.format(
+                id=host.id,
+                folder=folder,
+                unit=unit_address(topology),
+                port=PORT,
+                applications="\n".join(applications),
+            )
+        )
+
+
+def start(state, host):
+    """Starts one host's agent; it links to the unit once that is there."""
+    folder = state.folder / host.name
+    program = Path(state.data["bin_dir"]) / "weir-host"
+    argv = [program, "--socket", folder / "agent.sock", "run", "--config", folder / "agent.yaml"]
+    state.start(f"{host.name}-agent", argv, folder / "agent.log", host.namespace)
