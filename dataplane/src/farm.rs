@@ -366,20 +366,6 @@ impl Farm {
         self.addresses.find6(key.destination).checked_sub(FIRST_VIP)
     }
 
-    /// Whether an IPv4 destination is a VIP.
-    #[inline]
-    #[must_use]
-    pub fn has_vip4(&self, destination: [u8; 4]) -> bool {
-        self.addresses.find4(destination) >= FIRST_VIP
-    }
-
-    /// Whether an IPv4 source (the first half of a header's addresses) may be an endpoint whose answers are translated back.
-    #[inline]
-    #[must_use]
-    pub fn has_endpoint4(&self, &[a, b, c, d, ..]: &[u8; 8]) -> bool {
-        self.nat && self.addresses.find4([a, b, c, d]) == ENDPOINT
-    }
-
     /// The next hop of an endpoint, if it is resolved.
     #[inline(always)]
     #[must_use]
@@ -399,13 +385,6 @@ impl Farm {
     #[must_use]
     pub fn translates(&self) -> bool {
         self.nat
-    }
-
-    /// The same for an IPv6 source.
-    #[inline]
-    #[must_use]
-    pub fn has_endpoint6(&self, source: &[u8; 16]) -> bool {
-        self.nat && self.addresses.find6(*source) == ENDPOINT
     }
 
     /// The VIP that a packet is for.

@@ -332,7 +332,11 @@ impl CoreThread {
             match self.idle {
                 Idle::Spin => std::hint::spin_loop(),
                 _ if idle < SPINS => std::hint::spin_loop(),
-                Idle::Poll => sockets.poll(&self.bell, idle, &mut self.core, &mut clock),
+                Idle::Poll => {
+                    if sockets.poll(&self.bell, idle, &mut self.core, &mut clock) == Turn::Stopped {
+                        return;
+                    }
+                }
                 Idle::Adaptive => sockets.nap(idle),
             }
         }
@@ -357,12 +361,13 @@ impl Sleep {
         self.must_look |= !queue.wait_on(&mut self.sockets);
     }
 
-    /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`].
-    fn poll(&mut self, bell: &Bell, idle: u32, core: &mut Core<PortQueue>, clock: &mut Clock) {
+    /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`]. How the turn before the sleep went is for the caller: a stop is
+    /// ordered only once.
+    fn poll(&mut self, bell: &Bell, idle: u32, core: &mut Core<PortQueue>, clock: &mut Clock) -> Turn {
         bell.asleep.store(true, Ordering::SeqCst);
         // Whoever put something into a ring before it could see that we sleep is heard by this one more turn.
-        let nothing = core.turn(clock.now()) == Turn::Worked(0);
-        if nothing {
+        let turn = core.turn(clock.now());
+        if turn == Turn::Worked(0) {
             let timeout = if self.must_look { nap_time(idle) } else { LONGEST_POLL };
             if let Err(errno) = self.sockets.wait(timeout) {
                 warn!(%errno, "an idle core cannot wait for its ports");
@@ -372,6 +377,7 @@ impl Sleep {
         }
         bell.asleep.store(false, Ordering::SeqCst);
         bell.clear();
+        turn
     }
 
     /// Sleeps for longer and longer, at most [`LONGEST_NAP`].

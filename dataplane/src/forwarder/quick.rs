@@ -21,8 +21,8 @@ pub struct QuickLane {
     four: Bits,
     six: Bits,
     found: Bits,
-    /// How often the tables had moved a route when it was found.
-    moves: u64,
+    /// The tables' changes when it was found.
+    changes: u64,
     /// Where each packet's route is, or the line where it should be.
     slots: [usize; BURST],
     /// Words of the IPv4 packets' keys.
@@ -36,7 +36,7 @@ impl Default for QuickLane {
             four: Bits(0),
             six: Bits(0),
             found: Bits(0),
-            moves: 0,
+            changes: 0,
             slots: [0; BURST],
             addresses: [0; BURST],
             rest: [0; BURST],
@@ -106,7 +106,7 @@ impl Forwarder {
     /// Second pass: looks at the first lines; asks for the second one where that is not enough.
     #[inline]
     pub fn look<P: Packet>(&self, packets: &Burst<P>, lane: &mut QuickLane) {
-        lane.moves = self.moves();
+        lane.changes = self.changes();
         let mut found = Bits(0);
         for at in lane.four {
             let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
@@ -138,7 +138,7 @@ impl Forwarder {
     #[inline]
     pub fn leave<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &QuickLane, farm: &Farm, now: u32) -> Departures {
         let mut departures = [GENERAL; BURST];
-        if lane.moves != self.moves() {
+        if lane.changes != self.changes() {
             return departures; // rare enough for the general way
         }
         let limits = farm.timeouts.quick();
@@ -220,8 +220,8 @@ impl Forwarder {
         hop.port
     }
 
-    fn moves(&self) -> u64 {
-        self.routes4.moves() + self.routes6.moves()
+    fn changes(&self) -> u64 {
+        self.routes4.changes() + self.routes6.changes()
     }
 }
 
