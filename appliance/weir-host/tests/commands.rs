@@ -1,0 +1,27 @@
+//! `weir-host` as a command: what it says where it cannot do what it is asked for.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+#[test]
+fn a_bad_configuration_is_named_with_its_fault() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad-agent.yaml");
+    std::fs::write(&file, "units: { 1: \"192.0.2.1:7300\" }\napplicatoins: {}\n").unwrap();
+    let output = weir_host(&["run", "--config", file.to_str().unwrap()]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("bad-agent.yaml") && error.contains("applicatoins"), "{error}");
+}
+
+#[test]
+fn without_an_agent_its_socket_is_named() {
+    let socket = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-agent.sock");
+    let output = weir_host(&["--socket", socket.to_str().unwrap(), "status"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("no-agent.sock"), "{error}");
+}
+
+fn weir_host(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir-host")).args(arguments).output().unwrap()
+}
