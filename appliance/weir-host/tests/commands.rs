@@ -23,5 +23,5 @@ fn without_an_agent_its_socket_is_named() {
 }
 
 fn weir_host(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weir-host")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_weir-host")).args(arguments).output().expect("weir-host starts")
 }
