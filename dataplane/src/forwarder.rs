@@ -34,10 +34,8 @@ use crate::translation::TranslationTable;
 pub enum Fate {
     /// Rewritten; goes out by this port.
     Send(PortId),
-    /// No route (or one that says so): to the classifier that owns clients with this hash.
+    /// No route (or one that says so): to the classifier.
     Divert {
-        /// Hash of the client's address and port.
-        client: u64,
         /// It opens a connection on the route of one that is closing or out of time.
         zombie: bool,
     },
@@ -57,8 +55,6 @@ pub enum Fate {
     DivertError {
         /// The flow, client to VIP.
         key: Key,
-        /// Hash of the client's address and port.
-        client: u64,
     },
     /// Dropped, and counted by reason.
     Drop(DropReason),
@@ -203,43 +199,24 @@ impl Forwarder {
         {
             return fate;
         }
-        match self.approach(parsed, farm) {
-            Approach::LookUp { home, client, from_client } => {
-                self.act(packet, parsed, home, client, from_client, farm, now)
-            }
-            Approach::Done(fate) => fate,
-        }
-    }
-
-    /// Direction, owner and home line of a packet; the line is on its way when this returns.
-    #[inline]
-    fn approach(&self, parsed: &Parsed, farm: &Farm) -> Approach {
         if parsed.class != Class::Flow {
-            return Approach::Done(Self::not_a_flow(parsed, farm));
+            return Self::not_a_flow(parsed, farm);
         }
-        let from_client = match &parsed.key {
-            Key::V4(key) => farm.vip4(key).is_some(),
-            Key::V6(key) => farm.vip6(key).is_some(),
-        };
+        let from_client = farm.vip_of(&parsed.key).is_some();
         let pool = if from_client { None } else { farm.pool_of(&parsed.key) };
         if !from_client && pool.is_none() && !farm.is_from_endpoint(&parsed.key) {
-            return Approach::Done(Fate::Twin);
+            return Fate::Twin;
         }
-        let client = if self.shards == 1 {
-            0 // who asks for it computes it
-        } else {
-            let client = if pool.is_some() { 0 } else { self.client(&parsed.key, from_client) };
-            let owner = pool.map_or_else(|| self.owner(client), |pool| pool.shard_of(parsed.key.destination().port()));
+        if self.shards > 1 {
+            let owner = match pool {
+                Some(pool) => pool.shard_of(parsed.key.destination().port()),
+                None => self.owner(self.client(&parsed.key, from_client)),
+            };
             if owner != self.shard {
-                return Approach::Done(Fate::HandOver(owner));
+                return Fate::HandOver(owner);
             }
-            client
-        };
-        let home = match &parsed.key {
-            Key::V4(key) => self.routes4.prefetch(key),
-            Key::V6(key) => self.routes6.prefetch(key),
-        };
-        Approach::LookUp { home, client, from_client }
+        }
+        self.act(packet, parsed, from_client, farm, now)
     }
 
     fn not_a_flow(parsed: &Parsed, farm: &Farm) -> Fate {
@@ -259,32 +236,18 @@ impl Forwarder {
     }
 
     /// Looks the packet up and does what its route says.
-    #[inline]
-    #[expect(clippy::too_many_arguments, reason = "the stages' values, all of them in registers")]
-    fn act<P: Packet>(
-        &mut self,
-        packet: &mut P,
-        parsed: &Parsed,
-        home: usize,
-        client: u64,
-        from_client: bool,
-        farm: &Farm,
-        now: u32,
-    ) -> Fate {
-        let found = match &parsed.key {
-            Key::V4(key) => self.routes4.find_at(home, key).map(|index| self.routes4.entry_mut(index)),
-            Key::V6(key) => self.routes6.find_at(home, key).map(|index| self.routes6.entry_mut(index)),
-        };
+    fn act<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, from_client: bool, farm: &Farm, now: u32) -> Fate {
         let mut zombie = false;
-        if let Some(entry) = found {
+        if let Some(at) = self.find(&parsed.key) {
+            let entry = self.entry_mut(at);
             if entry.expired(now, &farm.timeouts) {
                 if self.renew(&parsed.key, farm, now) {
-                    return self.act(packet, parsed, home, client, from_client, farm, now);
+                    return self.act(packet, parsed, from_client, farm, now);
                 }
                 if !from_client {
                     return Self::unknown_answer(parsed, farm);
                 }
-                return self.divert(parsed, client, parsed.opens());
+                return Self::divert(parsed, parsed.opens());
             }
             let state = entry.state();
             zombie = state == State::Closing && parsed.opens();
@@ -303,13 +266,13 @@ impl Forwarder {
                 if let Some(event) = event {
                     self.happened(&parsed.key, action, event, farm);
                 }
-                return self.by_route(packet, parsed, action, client, farm);
+                return self.by_route(packet, parsed, action, farm);
             }
         }
         if !from_client {
             return Self::unknown_answer(parsed, farm);
         }
-        self.divert(parsed, client, zombie)
+        Self::divert(parsed, zombie)
     }
 
     /// An endpoint's own traffic, or the answer of a connection that is forgotten; the kernel has nothing at a pool's address.
@@ -319,24 +282,13 @@ impl Forwarder {
     }
 
     #[cold]
-    fn divert(&mut self, parsed: &Parsed, client: u64, zombie: bool) -> Fate {
-        if parsed.ttl <= 1 {
-            return Fate::Drop(DropReason::Ttl);
-        }
-        let client = if client == 0 { self.client(&parsed.key, true) } else { client };
-        Fate::Divert { client, zombie }
+    fn divert(parsed: &Parsed, zombie: bool) -> Fate {
+        if parsed.ttl <= 1 { Fate::Drop(DropReason::Ttl) } else { Fate::Divert { zombie } }
     }
 
     /// Does what a live route says.
     #[inline]
-    fn by_route<P: Packet>(
-        &mut self,
-        packet: &mut P,
-        parsed: &Parsed,
-        action: Action,
-        client: u64,
-        farm: &Farm,
-    ) -> Fate {
+    fn by_route<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, action: Action, farm: &Farm) -> Fate {
         match action {
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
@@ -353,7 +305,7 @@ impl Forwarder {
                 }
             }
             Action::Drop => Fate::Drop(DropReason::Refused),
-            Action::Divert => self.divert(parsed, client, false),
+            Action::Divert => Self::divert(parsed, false),
             Action::Local => Fate::Twin,
         }
     }
@@ -369,7 +321,7 @@ impl Forwarder {
         now: u32,
     ) -> Fate {
         match self.plumb_route(&parsed.key, route, replace, farm, now) {
-            Ok(action) => self.by_route(packet, parsed, action, 0, farm),
+            Ok(action) => self.by_route(packet, parsed, action, farm),
             Err(reason) => Fate::Drop(reason),
         }
     }
@@ -404,13 +356,6 @@ impl Forwarder {
             Err(stop) => stop.into(),
         }
     }
-}
-
-/// What is to be done with a packet that has been parsed.
-#[derive(Debug, Clone, Copy)]
-enum Approach {
-    LookUp { home: usize, client: u64, from_client: bool },
-    Done(Fate),
 }
 
 /// The most notices of one installation: each direction may evict for the number of routes and in its full lines, and find no

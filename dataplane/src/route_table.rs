@@ -535,29 +535,12 @@ impl<S: Slot> RouteTable<S> {
         self.slots.mapped_bytes()
     }
 
-    /// Hashes `key` and asks the processor for its first line; the result goes to [`Self::find_at`].
-    #[inline]
-    #[must_use]
-    pub fn prefetch(&self, key: &S::Key) -> usize {
-        self.prefetch_first(S::hash(&self.hash, key))
-    }
-
     /// Where `key` is.
     #[inline]
     #[must_use]
     pub fn find(&self, key: &S::Key) -> Option<usize> {
         let [first, second] = self.lines_of(S::hash(&self.hash, key));
         self.find_in(first, key).or_else(|| self.find_in(second, key))
-    }
-
-    /// Where `key` is, from the first line that [`Self::prefetch`] returned for it.
-    #[inline]
-    #[must_use]
-    pub fn find_at(&self, first: usize, key: &S::Key) -> Option<usize> {
-        self.find_in(first, key).or_else(|| {
-            let [_, second] = self.lines_of(S::hash(&self.hash, key));
-            self.find_in(second, key)
-        })
     }
 
     /// Asks the processor for the first line of a hash and returns where it begins.
@@ -828,7 +811,6 @@ mod tests {
             for n in 0..100_000 {
                 let index = table.find(&key(n)).unwrap();
                 assert_eq!(table.entry(index).route(), route(u64::from(n)));
-                assert_eq!(table.find_at(table.prefetch(&key(n)), &key(n)), Some(index));
             }
         }
         fill::<Slot4>(|n| Key4 { source: n.to_be_bytes(), ..key4(1) });

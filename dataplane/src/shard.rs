@@ -238,6 +238,9 @@ impl<Q: Queue> Shard<Q> {
         let packets = &mut self.stages[stage].packets;
         queue.receive(packets);
         let arrived = packets.len();
+        if arrived == 0 {
+            return 0;
+        }
         let id = port_id(port);
         if self.farm.is_trunk(id) {
             let mut all = std::mem::take(packets);
@@ -425,13 +428,13 @@ impl<Q: Queue> Shard<Q> {
     fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate, now: Moment) {
         match fate {
             Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
-            Fate::Divert { zombie, .. } => {
+            Fate::Divert { zombie } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &parsed.key);
                 let (opens, closes) = (parsed.opens(), parsed.closes());
                 let ask = Ask { key: parsed.key, client, opens, closes, zombie };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
             }
-            Fate::DivertError { key, .. } => {
+            Fate::DivertError { key } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &key);
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
                 self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });

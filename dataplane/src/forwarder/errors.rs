@@ -21,9 +21,10 @@ impl Forwarder {
             return None;
         }
         let quoted = icmp_error::quoted(packet.data(), parsed).ok()?;
-        let client = quoted.owner_hash(&self.hash, to_vip);
-        let port = quoted.key.source().port();
-        let owner = pool.map_or_else(|| self.owner(client), |pool| pool.shard_of(port));
+        let owner = match pool {
+            Some(pool) => pool.shard_of(quoted.key.source().port()),
+            None => self.owner(quoted.owner_hash(&self.hash, to_vip)),
+        };
         if owner != self.shard {
             return Some(Fate::HandOver(owner));
         }
@@ -43,9 +44,9 @@ impl Forwarder {
                 }))
             }
             Some(Action::Drop) => Some(Fate::Drop(DropReason::Refused)),
-            Some(Action::Divert) => Some(Fate::DivertError { key, client }),
+            Some(Action::Divert) => Some(Fate::DivertError { key }),
             Some(Action::Local) => Some(Fate::Twin),
-            None if to_vip => Some(Fate::DivertError { key, client }),
+            None if to_vip => Some(Fate::DivertError { key }),
             None => None,
         }
     }

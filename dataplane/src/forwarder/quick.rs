@@ -11,7 +11,7 @@ use crate::forwarder::{Departures, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, Mode, QuickLimits};
+use crate::route_table::{Action, Entry, QuickLimits};
 
 /// What the lane's three passes over a burst leave for one another. Between them the burst must not change; anything else may, and
 /// the longer they are apart the more of the memory's answers are there in time.
@@ -99,7 +99,7 @@ impl Forwarder {
         if payload + 54 > frame.len() || hop_limit <= 1 || !upper_is_plain(protocol, start, 54, payload) {
             return;
         }
-        lane.slots[at] = self.routes6.prefetch(&key6(start));
+        lane.slots[at] = self.routes6.prefetch_first(self.hash.route6(&key6(start)));
         six.put(at, true);
     }
 
@@ -143,16 +143,19 @@ impl Forwarder {
         }
         let limits = farm.timeouts.quick();
         for at in lane.four.and(lane.found) {
-            departures[at] = self.leave4(&mut packets[at], lane.slots[at], farm, &limits, now);
+            departures[at] =
+                leave_by(self.routes4.entry_mut(lane.slots[at]), &mut packets[at], false, farm, &limits, now);
         }
         for at in lane.six.and(lane.found) {
-            departures[at] = self.leave6(&mut packets[at], lane.slots[at], farm, &limits, now);
+            departures[at] =
+                leave_by(self.routes6.entry_mut(lane.slots[at]), &mut packets[at], true, farm, &limits, now);
         }
         for at in lane.four.without(lane.found) {
             let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
             let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
             if look.found {
-                departures[at] = self.leave4(&mut packets[at], look.index, farm, &limits, now);
+                departures[at] =
+                    leave_by(self.routes4.entry_mut(look.index), &mut packets[at], false, farm, &limits, now);
             }
         }
         for at in lane.six.without(lane.found) {
@@ -161,63 +164,12 @@ impl Forwarder {
             };
             let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
             if look.found {
-                departures[at] = self.leave6(&mut packets[at], look.index, farm, &limits, now);
+                departures[at] =
+                    leave_by(self.routes6.entry_mut(look.index), &mut packets[at], true, farm, &limits, now);
             }
         }
         self.counters.hits += departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
         departures
-    }
-
-    #[inline(always)]
-    fn leave4<P: Packet>(
-        &mut self,
-        packet: &mut P,
-        index: usize,
-        farm: &Farm,
-        limits: &QuickLimits,
-        now: u32,
-    ) -> PortId {
-        let entry = self.routes4.entry_mut(index);
-        if !entry.settled(now, limits) {
-            return GENERAL;
-        }
-        entry.touch(now);
-        let Some(endpoint) = entry.dsr_endpoint() else {
-            return translate4(entry, packet, farm).unwrap_or(GENERAL);
-        };
-        let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST>())
-        else {
-            return GENERAL;
-        };
-        frame[..12].copy_from_slice(&hop.ethernet);
-        rewrite::decrement_ttl4(frame);
-        hop.port
-    }
-
-    #[inline(always)]
-    fn leave6<P: Packet>(
-        &mut self,
-        packet: &mut P,
-        index: usize,
-        farm: &Farm,
-        limits: &QuickLimits,
-        now: u32,
-    ) -> PortId {
-        let entry = self.routes6.entry_mut(index);
-        if !entry.settled(now, limits) {
-            return GENERAL;
-        }
-        entry.touch(now);
-        let Some(endpoint) = entry.dsr_endpoint() else {
-            return translate6(entry, packet, farm).unwrap_or(GENERAL);
-        };
-        let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST6>())
-        else {
-            return GENERAL;
-        };
-        frame[..12].copy_from_slice(&hop.ethernet);
-        frame[21] -= 1;
-        hop.port
     }
 
     fn changes(&self) -> u64 {
@@ -225,29 +177,49 @@ impl Forwarder {
     }
 }
 
+/// Rewrites a packet as its route says and returns the port it leaves by; [`GENERAL`] if that is not plain after all.
+#[inline(always)]
+fn leave_by<P: Packet>(
+    entry: &mut Entry,
+    packet: &mut P,
+    v6: bool,
+    farm: &Farm,
+    limits: &QuickLimits,
+    now: u32,
+) -> PortId {
+    if !entry.settled(now, limits) {
+        return GENERAL;
+    }
+    entry.touch(now);
+    let Some(endpoint) = entry.dsr_endpoint() else {
+        return translate(entry, packet, v6, farm).unwrap_or(GENERAL);
+    };
+    let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST>()) else {
+        return GENERAL;
+    };
+    frame[..12].copy_from_slice(&hop.ethernet);
+    if v6 {
+        frame[21] -= 1;
+    } else {
+        rewrite::decrement_ttl4(frame);
+    }
+    hop.port
+}
+
 /// The modes that change more than the link-layer addresses.
 #[inline(never)]
-fn translate4<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
+fn translate<P: Packet>(entry: &Entry, packet: &mut P, v6: bool, farm: &Farm) -> Option<PortId> {
+    let Action::Send { endpoint, mode, value } = entry.action() else {
+        return None;
+    };
     let start = packet.data().first_chunk::<SHORTEST>()?;
-    let (ip_len, ttl, protocol) = (short(start, 16), start[22], start[23]);
-    translate(entry, packet, Headers { l3: 14, l4: 34, ip_len, ttl, protocol, v6: false, later: None }, farm)
-}
-
-/// The same for IPv6.
-#[inline(never)]
-fn translate6<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> Option<PortId> {
-    let start = packet.data().first_chunk::<SHORTEST6>()?;
-    let (ip_len, ttl, protocol) = (short(start, 18).checked_add(40)?, start[21], start[20]);
-    translate(entry, packet, Headers { l3: 14, l4: 54, ip_len, ttl, protocol, v6: true, later: None }, farm)
-}
-
-fn translate<P: Packet>(entry: &Entry, packet: &mut P, headers: Headers, farm: &Farm) -> Option<PortId> {
-    match entry.action() {
-        Action::Send { endpoint, mode, value } if mode != Mode::Dsr => {
-            rewrite::deliver(packet, headers, endpoint, mode, value, farm).ok()
-        }
-        _ => None,
-    }
+    let headers = if v6 {
+        let ip_len = short(start, 18).checked_add(40)?;
+        Headers { l3: 14, l4: 54, ip_len, ttl: start[21], protocol: start[20], v6, later: None }
+    } else {
+        Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol: start[23], v6, later: None }
+    };
+    rewrite::deliver(packet, headers, endpoint, mode, value, farm).ok()
 }
 
 /// Some packets of a burst.
