@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use weir_health_load::{Directive, Health};
-use weir_health_protocol::{Identity, RowError};
+use weir_health_protocol::{Identity, Role, RowError};
 use weir_identity::{ApplicationId, HostId};
 
 use crate::house::House;
@@ -47,6 +47,17 @@ pub(crate) struct StatusBody {
     hosts: Vec<HostBody>,
     /// Linked units, with the round trip in microseconds.
     units: Vec<UnitBody>,
+    /// The group, if it is in one.
+    group: Option<GroupBody>,
+}
+
+#[derive(Debug, Serialize)]
+struct GroupBody {
+    group: String,
+    role: &'static str,
+    leader: Option<HostId>,
+    deputy: Option<HostId>,
+    members: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -141,7 +152,18 @@ async fn status(State(house): State<Arc<House>>) -> Json<StatusBody> {
         unit: unit.0,
         round_trip_us: u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX),
     });
-    Json(StatusBody { hosts, units: units.collect() })
+    let group = house.agent().group().map(|status| GroupBody {
+        group: status.group,
+        role: match status.role {
+            Role::Seeking => "seeking",
+            Role::Following(_) => "following",
+            Role::Leading => "leading",
+        },
+        leader: status.leader,
+        deputy: status.deputy,
+        members: status.members,
+    });
+    Json(StatusBody { hosts, units: units.collect(), group })
 }
 
 async fn register(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<Registration>) -> Answer {

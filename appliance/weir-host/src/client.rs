@@ -64,6 +64,17 @@ pub(crate) fn table(status: &Value) -> String {
             ));
         }
     }
+    if let Some(group) = status["group"].as_object() {
+        let host = |name: &str| group[name].as_u64().map_or("none".to_owned(), |host| format!("host {host}"));
+        let name = group["group"].as_str().unwrap_or("-");
+        let role = group["role"].as_str().unwrap_or("-");
+        text.push_str(&format!(
+            "group {name}: {role}, leader {}, then {}, {} members\n",
+            host("leader"),
+            host("deputy"),
+            group["members"]
+        ));
+    }
     let units = status["units"].as_array().map(Vec::as_slice).unwrap_or_default();
     for unit in units {
         text.push_str(&format!("linked to unit {}, {} us\n", unit["unit"], unit["round_trip_us"]));

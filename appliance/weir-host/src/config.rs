@@ -29,6 +29,8 @@ pub(crate) struct Config {
     /// Time between heartbeats, 100ms to 60s; default: 1s. Three missed ones, and the host gets nothing new.
     #[serde(default = "second", deserialize_with = "duration")]
     pub(crate) heartbeat: Duration,
+    /// A group of hosts whose leader sends the heartbeats of all; default: none, it sends its own.
+    pub(crate) group: Option<Group>,
     /// How long connections may go on after SIGTERM before the agent says goodbye; default: 5s.
     #[serde(default = "five_seconds", deserialize_with = "duration")]
     pub(crate) drain: Duration,
@@ -38,6 +40,16 @@ pub(crate) struct Config {
     /// Other machines without an agent that this one watches from outside.
     #[serde(default)]
     pub(crate) proxied: Vec<Proxied>,
+}
+
+/// The group that this host is in; the same text on all its hosts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Group {
+    /// Its name, as in the certificate (`weirctl pki host 7 --group NAME --members 1-20`).
+    pub(crate) name: String,
+    /// Its hosts, and where each listens for the others; this one, too. All have the same `heartbeat`.
+    pub(crate) members: BTreeMap<HostId, SocketAddr>,
 }
 
 /// A machine without an agent.

@@ -48,7 +48,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tracing_subscriber::EnvFilter;
-use weir_health_link::{Agent, AgentError, Keys, KeysError};
+use weir_health_link::{Agent, AgentError, GroupPlan, Keys, KeysError};
 use weir_health_load::Directive;
 use weir_health_protocol::HostSettings;
 use weir_identity::HostId;
@@ -134,6 +134,8 @@ enum Failure {
     Client(#[from] ClientError),
     #[error("{0}: {1}")]
     Socket(PathBuf, std::io::Error),
+    #[error("group.members: host {0} itself is not in {1}")]
+    NotMember(HostId, String),
     #[error("host: the certificate names {0} hosts; say which one this is")]
     WhichHost(usize),
     #[error("probes: {0}")]
@@ -235,7 +237,14 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let mut hosts = vec![HostSettings { name: config.name.clone(), ..settings(own) }];
     hosts.extend(config.proxied.iter().map(|proxied| settings(proxied.host)));
     let listener = api::bind(&config.socket).map_err(|error| Failure::Socket(config.socket.clone(), error))?;
-    let agent = Agent::spawn(hosts, config.units.clone(), &keys)?;
+    let group = match &config.group {
+        None => None,
+        Some(group) => {
+            let listen = *group.members.get(&own).ok_or_else(|| Failure::NotMember(own, group.name.clone()))?;
+            Some(GroupPlan { group: group.name.clone(), host: own, listen, peers: group.members.clone() })
+        }
+    };
+    let agent = Agent::spawn_in_group(hosts, config.units.clone(), group, &keys)?;
     let house = Arc::new(House::new(agent, own));
     let watching = watch::begin(&config, own, &house)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -93,6 +93,12 @@ pub(crate) enum PkiAction {
         /// What to call it [default: host-ID]
         #[arg(long)]
         name: Option<String>,
+        /// The group whose member it is
+        #[arg(long, requires = "members")]
+        group: Option<String>,
+        /// The hosts that the group's leader may speak for: 1-20,31
+        #[arg(long, requires = "group", value_delimiter = ',', value_parser = members, value_name = "FROM-TO")]
+        members: Vec<(u32, u32)>,
         #[command(flatten)]
         lifetime: Lifetime,
     },
@@ -108,6 +114,14 @@ pub(crate) enum PkiAction {
         /// As it was called: unit-1, host-7, …
         name: String,
     },
+}
+
+fn members(text: &str) -> Result<(u32, u32), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err("a host's id, or two with a '-' between them".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -18,9 +18,16 @@ pub(crate) fn run(dir: &Path, action: &PkiAction, out: &mut impl Write) -> Resul
         PkiAction::Unit { id, lifetime } => {
             Authority::open(dir)?.issue(&format!("unit-{id}"), &Node::Unit(UnitId(*id)), lifetime.days)?
         }
-        PkiAction::Host { ids, name, lifetime } => {
+        PkiAction::Host { ids, name, group, members, lifetime } => {
             let default = || format!("host-{}", ids.iter().map(u32::to_string).collect::<Vec<_>>().join("-"));
-            let node = Node::Hosts(ids.iter().copied().map(HostId).collect());
+            let hosts = ids.iter().copied().map(HostId).collect();
+            let node = match group {
+                None => Node::Hosts(hosts),
+                Some(group) => {
+                    let vouches = members.iter().map(|(first, last)| (HostId(*first), HostId(*last))).collect();
+                    Node::Member { hosts, group: group.clone(), vouches }
+                }
+            };
             Authority::open(dir)?.issue(&name.clone().unwrap_or_else(default), &node, lifetime.days)?
         }
         PkiAction::Renew { name, lifetime } => Authority::open(dir)?.renew(name, lifetime.days)?,

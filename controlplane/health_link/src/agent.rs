@@ -1,4 +1,4 @@
-//! The host's driver: tables of one host or of several, told to two units.
+//! The host's driver: tables of one host or of several, told to two units, and its part in a group.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,11 +11,12 @@ use quinn::{ClientConfig, Endpoint, TokioRuntime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
-use weir_health_protocol::{HostEnd, HostSettings};
+use weir_health_protocol::{GroupEnd, GroupSettings, HostEnd, HostSettings, Role};
 use weir_identity::{HostId, Moment, UnitId};
 
 use crate::clock::{Clock, SLEPT, new_life};
-use crate::keys::{Keys, KeysError, unit_name};
+use crate::group::{GroupLinks, pass};
+use crate::keys::{Keys, KeysError, Patience, unit_name};
 use crate::link::{LinkEnd, Report, serve};
 
 /// Why an agent does not run.
@@ -30,6 +31,45 @@ pub enum AgentError {
     /// The certificate does not name a host.
     #[error("the certificate does not name host {0}")]
     NotNamed(HostId),
+    /// The certificate does not make the host a member of the group.
+    #[error("the certificate does not make host {0} a member of group {1}")]
+    NotMember(HostId, String),
+    /// The group's address.
+    #[error("cannot listen for the group at {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A group that one of the agent's hosts is to be in.
+#[derive(Debug, Clone)]
+pub struct GroupPlan {
+    /// Its name.
+    pub group: String,
+    /// Which of the agent's hosts is the member.
+    pub host: HostId,
+    /// Where the others connect to.
+    pub listen: SocketAddr,
+    /// All that may be members; the host itself may be among them.
+    pub peers: BTreeMap<HostId, SocketAddr>,
+}
+
+/// How an agent's group is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Its name.
+    pub group: String,
+    /// What this host does in it.
+    pub role: Role,
+    /// Who leads.
+    pub leader: Option<HostId>,
+    /// Who leads after that.
+    pub deputy: Option<HostId>,
+    /// How many the leader speaks for.
+    pub members: usize,
 }
 
 /// A running agent.
@@ -45,6 +85,8 @@ pub struct Agent {
 struct Shared {
     clock: Clock,
     ends: Mutex<BTreeMap<HostId, HostEnd>>,
+    /// Locked after the ends.
+    group: Mutex<Option<GroupEnd>>,
     /// Tables or the end of it: something is to be sent.
     touched: Notify,
 }
@@ -59,10 +101,25 @@ impl Agent {
         units: BTreeMap<UnitId, SocketAddr>,
         keys: &Keys,
     ) -> Result<Agent, AgentError> {
+        Agent::spawn_in_group(hosts, units, None, keys)
+    }
+
+    /// The same with a group, whose leader sends the heartbeats of one of the hosts.
+    ///
+    /// # Errors
+    /// Nothing runs then.
+    pub fn spawn_in_group(
+        hosts: Vec<HostSettings>,
+        units: BTreeMap<UnitId, SocketAddr>,
+        plan: Option<GroupPlan>,
+        keys: &Keys,
+    ) -> Result<Agent, AgentError> {
         if let Some(other) = hosts.iter().find(|settings| !keys.names().hosts.contains(&settings.host)) {
             return Err(AgentError::NotNamed(other.host));
         }
-        let config = keys.client()?;
+        let interval = hosts.iter().map(|settings| settings.interval).max().unwrap_or(REST);
+        let alone = hosts.len() == 1 && plan.is_some();
+        let config = keys.client(if alone { Patience::MEMBER } else { Patience::heartbeat(interval) })?;
         let any = if units.values().any(SocketAddr::is_ipv6) { "[::]:0" } else { "0.0.0.0:0" };
         let socket = std::net::UdpSocket::bind(any)?;
         let endpoint = Endpoint::new(keys.endpoint(), None, socket, Arc::new(TokioRuntime))?;
@@ -70,21 +127,33 @@ impl Agent {
         let mut ends = BTreeMap::new();
         for settings in hosts {
             let host = settings.host;
+            let grouped = plan.as_ref().is_some_and(|plan| plan.host == host);
+            let settings = HostSettings { grouped, ..settings };
             let mut end = HostEnd::new(settings, new_life(), clock.now());
             units.keys().for_each(|unit| end.handle_link_down(*unit, clock.now()));
             ends.insert(host, end);
         }
-        let shared = Arc::new(Shared { clock, ends: Mutex::new(ends), touched: Notify::new() });
+        let group = plan.as_ref().map(|plan| {
+            let (group, host, peers) = (plan.group.clone(), plan.host, plan.peers.keys().copied().collect());
+            GroupEnd::new(GroupSettings { group, host, peers, interval }, clock.now())
+        });
+        let (ends, group) = (Mutex::new(ends), Mutex::new(group));
+        let shared = Arc::new(Shared { clock, ends, group, touched: Notify::new() });
         let (reports, incoming) = mpsc::channel(REPORTS_MAX);
+        let next = Arc::new(AtomicU64::new(0));
+        let links_of_group = match plan {
+            Some(plan) => Some(GroupLinks::new(plan, interval, keys, Arc::clone(&next), reports.clone())?),
+            None => None,
+        };
         let (linked, links) = watch::channel(BTreeMap::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(drive(Arc::clone(&shared), incoming, linked));
+        tasks.spawn(drive(Arc::clone(&shared), incoming, linked, links_of_group));
         let dialler = Arc::new(Dialler {
             endpoint: endpoint.clone(),
             config,
             units: units.into_iter().collect(),
             taken: Mutex::new(Vec::new()),
-            next: AtomicU64::new(0),
+            next,
         });
         for slot in 0..dialler.units.len().min(LINKS) {
             tasks.spawn(Arc::clone(&dialler).keep(slot, reports.clone()));
@@ -97,6 +166,18 @@ impl Agent {
         let done = self.shared.ends.lock().get_mut(&host).map(|end| act(end, self.shared.clock.now()));
         self.shared.touched.notify_one();
         done
+    }
+
+    /// How its group is, if it is in one.
+    #[must_use]
+    pub fn group(&self) -> Option<GroupStatus> {
+        self.shared.group.lock().as_ref().map(|end| GroupStatus {
+            group: end.group().to_owned(),
+            role: end.role(),
+            leader: end.leader(),
+            deputy: end.deputy(),
+            members: end.members(),
+        })
     }
 
     /// Its hosts.
@@ -127,33 +208,55 @@ async fn drive(
     shared: Arc<Shared>,
     mut incoming: mpsc::Receiver<Report>,
     linked: watch::Sender<BTreeMap<UnitId, Duration>>,
+    mut peers: Option<GroupLinks>,
 ) {
     let mut links: BTreeMap<u64, (UnitId, LinkEnd)> = BTreeMap::new();
     let mut last = shared.clock.now();
     loop {
         let due = {
             let mut ends = shared.ends.lock();
+            let mut group = shared.group.lock();
             let now = shared.clock.now();
-            for end in ends.values_mut() {
+            if let Some(group) = group.as_mut() {
+                group.handle_units(!links.is_empty(), now);
+                group.handle_timeout(now);
+            }
+            for (host, end) in ends.iter_mut() {
                 end.handle_timeout(now);
                 while let Some(out) = end.poll_transmit() {
+                    let Some(out) = pass(*host, out, group.as_mut(), peers.as_ref(), now) else { continue };
                     let to = |unit: UnitId| out.unit.is_none_or(|wanted| wanted == unit);
                     links.values().filter(|(unit, _)| to(*unit)).for_each(|(_, end)| end.send(&out.message));
                 }
             }
-            ends.values().filter_map(HostEnd::poll_timeout).min().unwrap_or(now.after(REST))
+            if let (Some(group), Some(peers)) = (group.as_mut(), peers.as_mut()) {
+                peers.flush(group, links.values().map(|(_, end)| end), now);
+            }
+            let group_due = group.as_ref().and_then(GroupEnd::poll_timeout);
+            ends.values().filter_map(HostEnd::poll_timeout).chain(group_due).min().unwrap_or(now.after(REST))
         };
         let due = due.min(shared.clock.now().after(REST));
         let report = tokio::select! {
             () = shared.touched.notified() => None,
             () = sleep_until(shared.clock.instant(due)) => None,
             report = incoming.recv() => report,
+            peer = GroupLinks::undialled(peers.as_mut()) => {
+                if let Some(group) = shared.group.lock().as_mut() {
+                    group.handle_link_down(peer, shared.clock.now());
+                }
+                None
+            }
         };
         let now = shared.clock.now();
         if now.since(last) > SLEPT + REST {
             links.values().for_each(|(_, end)| end.close("slept"));
+            peers.iter().for_each(GroupLinks::close);
         }
         last = now;
+        let report = match (shared.group.lock().as_mut(), peers.as_mut(), report) {
+            (Some(group), Some(peers), Some(report)) => peers.take(group, report, now),
+            (_, _, report) => report,
+        };
         let mut ends = shared.ends.lock();
         match report {
             None => {}
@@ -192,7 +295,7 @@ struct Dialler {
     config: ClientConfig,
     units: Vec<(UnitId, SocketAddr)>,
     taken: Mutex<Vec<UnitId>>,
-    next: AtomicU64,
+    next: Arc<AtomicU64>,
 }
 
 impl Dialler {
@@ -209,7 +312,7 @@ impl Dialler {
             match self.dial(unit, address).await {
                 Ok(connection) => {
                     tracing::info!(%unit, %address, "linked");
-                    serve(self.next.fetch_add(1, Ordering::Relaxed), connection, reports.clone()).await;
+                    serve(self.next.fetch_add(1, Ordering::Relaxed), connection, true, reports.clone()).await;
                     tracing::warn!(%unit, %address, "link lost");
                 }
                 Err(why) => {

@@ -1,6 +1,6 @@
 //! A node's certificate, key and authority: what it proves itself with, and for whom a peer's certificate may speak.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use thiserror::Error;
+use weir_health_protocol::Claims;
 use weir_identity::{HostId, UnitId};
 
 /// Whom a certificate names.
@@ -24,6 +25,21 @@ pub struct Names {
     pub unit: Option<UnitId>,
     /// It may speak for these hosts.
     pub hosts: BTreeSet<HostId>,
+    /// It may lead these groups, and say that the hosts from one to another live.
+    pub groups: BTreeMap<String, Vec<(HostId, HostId)>>,
+}
+
+impl Names {
+    /// What that means for a unit.
+    pub(crate) fn claims(&self) -> Claims {
+        Claims { hosts: self.hosts.clone(), vouches: self.groups.values().flatten().copied().collect() }
+    }
+
+    /// Is it a host that may be of this group?
+    pub(crate) fn member(&self, group: &str) -> Option<HostId> {
+        let ranges = self.groups.get(group)?;
+        self.hosts.iter().copied().find(|host| ranges.iter().any(|(first, last)| (*first..=*last).contains(host)))
+    }
 }
 
 /// Everything a node needs for mutual TLS.
@@ -100,7 +116,7 @@ impl Keys {
     }
 
     /// How to connect to units.
-    pub(crate) fn client(&self) -> Result<ClientConfig, KeysError> {
+    pub(crate) fn client(&self, patience: Patience) -> Result<ClientConfig, KeysError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
             .with_crls(self.revoked.clone())
@@ -117,11 +133,11 @@ impl Keys {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let quic = QuicClientConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
         let mut config = ClientConfig::new(Arc::new(quic));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(patience)));
         Ok(config)
     }
 
-    /// How to be connected to.
+    /// How to be connected to. Whoever connects says how soon its silence counts.
     pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
@@ -139,7 +155,7 @@ impl Keys {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let quic = QuicServerConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
         Ok(config)
     }
 
@@ -154,7 +170,7 @@ impl Keys {
     }
 }
 
-/// Whom a certificate names, by its DNS names: `7.host.weir` (one for each host), `1.unit.weir`.
+/// Whom a certificate names, by its DNS names: `7.host.weir` (one for each host), `1.unit.weir`, `1-20.rack-3.group.weir`.
 #[must_use]
 pub fn names(certificate: &CertificateDer<'_>) -> Names {
     let mut names = Names::default();
@@ -164,9 +180,18 @@ pub fn names(certificate: &CertificateDer<'_>) -> Names {
             names.hosts.insert(HostId(host));
         } else if let Some(unit) = name.strip_suffix(UNIT_SUFFIX).and_then(|id| id.parse().ok()) {
             names.unit = Some(UnitId(unit));
+        } else if let Some((group, range)) = name.strip_suffix(GROUP_SUFFIX).and_then(vouched) {
+            names.groups.entry(group).or_default().push(range);
         }
     }
     names
+}
+
+/// A group's name and some of its hosts: `1-20.rack-3`.
+fn vouched(name: &str) -> Option<(String, (HostId, HostId))> {
+    let (range, group) = name.split_once('.')?;
+    let (first, last) = range.split_once('-')?;
+    Some((group.to_owned(), (HostId(first.parse().ok()?), HostId(last.parse().ok()?))))
 }
 
 /// How a unit's certificate names it.
@@ -175,17 +200,41 @@ pub fn unit_name(unit: UnitId) -> String {
     format!("{unit}{UNIT_SUFFIX}")
 }
 
-/// How a certificate names a host.
+/// How a certificate names a host, on the wire too: a member of a group proves to be the one that was dialled.
 #[must_use]
 pub fn host_name(host: HostId) -> String {
     format!("{host}{HOST_SUFFIX}")
 }
 
-fn transport() -> TransportConfig {
+/// When a link is down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// After so long without a packet.
+    idle: Duration,
+    /// How often there is one, whatever else is sent: packets are what a unit with many hosts has to save.
+    keep_alive: Option<Duration>,
+}
+
+impl Patience {
+    /// Between units.
+    pub(crate) const UNITS: Patience =
+        Patience { idle: Duration::from_secs(1), keep_alive: Some(Duration::from_millis(250)) };
+    /// From a member of a group, whose leader beats for it: what it sends itself shows at once whether anybody is there.
+    pub(crate) const MEMBER: Patience =
+        Patience { idle: Duration::from_secs(60), keep_alive: Some(Duration::from_secs(20)) };
+
+    /// Where heartbeats are all there is to keep it up.
+    pub(crate) fn heartbeat(interval: Duration) -> Patience {
+        Patience { idle: (interval * 7 / 2).max(Duration::from_secs(1)), keep_alive: None }
+    }
+}
+
+fn transport(patience: Patience) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let idle = VarInt::from_u64(u64::try_from(patience.idle.as_millis()).unwrap_or(u64::MAX)).unwrap_or(VarInt::MAX);
     transport
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))))
-        .keep_alive_interval(Some(Duration::from_millis(u64::from(IDLE_MS) / 4)))
+        .max_idle_timeout(Some(IdleTimeout::from(idle)))
+        .keep_alive_interval(patience.keep_alive)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(VarInt::from_u32(512 * 1024))
@@ -195,8 +244,9 @@ fn transport() -> TransportConfig {
 }
 
 const HOST_SUFFIX: &str = ".host.weir";
+const GROUP_SUFFIX: &str = ".group.weir";
 const UNIT_SUFFIX: &str = ".unit.weir";
 /// The protocol and its version; peers with another are not connected.
 const ALPN: &[u8] = b"weir-health/1";
-/// A link over which nothing comes for so long is down.
-const IDLE_MS: u32 = 1_000;
+/// No link is idle for longer: three heartbeats of a minute, and one late.
+const IDLE_MAX: Duration = Duration::from_secs(230);

@@ -11,11 +11,12 @@
 mod agent;
 mod checks;
 mod clock;
+mod group;
 mod keys;
 mod link;
 mod listener;
 
-pub use agent::{Agent, AgentError};
+pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};
 pub use checks::Checks;
 pub use clock::new_life;
 pub use keys::{Keys, KeysError, Names, host_name, names, unit_name};

@@ -1,9 +1,12 @@
 //! One connection: messages in datagrams and on one ordered stream each way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
 use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
 
 use crate::keys::{Names, names};
@@ -26,6 +29,15 @@ pub(crate) enum Report {
 pub(crate) struct LinkEnd {
     connection: Connection,
     ordered: mpsc::Sender<Vec<u8>>,
+    watched: Option<Arc<Watched>>,
+}
+
+/// Has anything come back since something was sent?
+#[derive(Debug, Default)]
+struct Watched {
+    waits: AtomicBool,
+    received: AtomicU64,
+    sent: Notify,
 }
 
 impl LinkEnd {
@@ -33,9 +45,18 @@ impl LinkEnd {
     ///
     /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
     pub(crate) fn send(&self, message: &Message) {
-        let bytes = encode(message);
+        self.send_bytes(matches!(message.body, Body::Heartbeat(_)), encode(message));
+    }
+
+    fn send_bytes(&self, beats: bool, bytes: Vec<u8>) {
+        if let Some(watched) = &self.watched
+            && !watched.waits.swap(true, Ordering::Relaxed)
+        {
+            watched.received.store(self.connection.stats().udp_rx.datagrams, Ordering::Relaxed);
+            watched.sent.notify_one();
+        }
         let fits = self.connection.max_datagram_size().is_some_and(|most| bytes.len() <= most);
-        if matches!(message.body, Body::Heartbeat(_)) && fits {
+        if beats && fits {
             let _ = self.connection.send_datagram(bytes.into());
         } else if self.ordered.try_send(bytes).is_err() {
             self.close("too slow");
@@ -46,20 +67,41 @@ impl LinkEnd {
         self.connection.close(0_u32.into(), why.as_bytes());
     }
 
+    /// Was it dialled from here?
+    pub(crate) fn is_client(&self) -> bool {
+        self.connection.side() == quinn::Side::Client
+    }
+
     /// The round trip, in microseconds.
     pub(crate) fn round_trip(&self) -> Duration {
         self.connection.rtt()
     }
 }
 
-/// Serves a connection until it ends.
-pub(crate) async fn serve(link: u64, connection: Connection, reports: mpsc::Sender<Report>) {
+/// Ends a connection when nothing comes back for a second after something was sent: sooner than its silence would.
+async fn watch(end: LinkEnd) -> ConnectionError {
+    let Some(watched) = &end.watched else { return end.connection.closed().await };
+    loop {
+        watched.sent.notified().await;
+        sleep(ANSWER).await;
+        if end.connection.stats().udp_rx.datagrams == watched.received.load(Ordering::Relaxed) {
+            end.close("no answer");
+            return ConnectionError::TimedOut;
+        }
+        watched.waits.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Serves a connection until it ends. One that was dialled is `watched`.
+pub(crate) async fn serve(link: u64, connection: Connection, watched: bool, reports: mpsc::Sender<Report>) {
     let identity = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
     let names = identity.and_then(|chain| chain.first().map(names)).unwrap_or_default();
     let (ordered, outgoing) = mpsc::channel(ORDERED_MAX);
-    let end = LinkEnd { connection: connection.clone(), ordered };
+    let watched = watched.then(Arc::default);
+    let end = LinkEnd { connection: connection.clone(), ordered, watched };
+    let watching = watch(end.clone());
     if reports.send(Report::Up { link, names, end }).await.is_err() {
         return;
     }
@@ -83,6 +125,7 @@ pub(crate) async fn serve(link: u64, connection: Connection, reports: mpsc::Send
         end = sending => end,
         end = receiving => end,
         end = datagrams => end,
+        end = watching => Err(end),
     };
     let why = end.err().map_or_else(|| "the protocol was not kept".to_owned(), |error| error.to_string());
     tracing::debug!(link, %why, "link ends");
@@ -131,5 +174,7 @@ async fn take(link: u64, bytes: &[u8], reports: &mpsc::Sender<Report>) -> bool {
     }
 }
 
+/// Whatever is sent is acknowledged within that time, or there is nobody.
+const ANSWER: Duration = Duration::from_secs(1);
 /// So many messages may wait for a peer.
 const ORDERED_MAX: usize = 4096;

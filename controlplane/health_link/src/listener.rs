@@ -15,7 +15,7 @@ use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 use weir_identity::{HostId, Moment, UnitId};
 
 use crate::clock::{Clock, SLEPT};
-use crate::keys::{Keys, KeysError, unit_name};
+use crate::keys::{Keys, KeysError, Patience, unit_name};
 use crate::link::{LinkEnd, Report, serve};
 
 /// Why a unit does not listen.
@@ -104,7 +104,7 @@ impl Listener {
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(Arc::clone(&end), clock, incoming, told));
         tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone()));
-        let config = keys.client()?;
+        let config = keys.client(Patience::UNITS)?;
         // Of two units the one with the lower number dials.
         for (peer, address) in settings.peers.into_iter().filter(|(peer, _)| *peer > unit) {
             let (endpoint, next) = (endpoint.clone(), Arc::clone(&next));
@@ -126,7 +126,7 @@ impl Listener {
     }
 }
 
-async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>) {
+pub(crate) async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut links = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
@@ -145,7 +145,7 @@ async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<
             let connected = shake_hands(incoming).await;
             drop(permit);
             if let Some(connection) = connected {
-                serve(link, connection, reports).await;
+                serve(link, connection, false, reports).await;
             }
         });
         while links.try_join_next().is_some() {}
@@ -175,7 +175,7 @@ async fn keep(
         if let Ok(connecting) = endpoint.connect_with(config.clone(), address, &unit_name(peer))
             && let Ok(Ok(connection)) = timeout(HANDSHAKE, connecting).await
         {
-            serve(next.fetch_add(1, Ordering::Relaxed), connection, reports.clone()).await;
+            serve(next.fetch_add(1, Ordering::Relaxed), connection, true, reports.clone()).await;
         }
         sleep(Duration::from_millis(200)).await;
     }
@@ -233,7 +233,7 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                         end.handle_unit_up(unit, now);
                     }
                     tracing::info!(unit = ?names.unit, hosts = ?names.hosts, "linked");
-                    let claims = Claims { hosts: names.hosts };
+                    let claims = names.claims();
                     links.insert(link, Link { unit: names.unit, claims, end: link_end });
                 }
                 Report::Message { link, message } => {
@@ -250,7 +250,7 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                     ways.retain(|_, way| *way != link);
                     let is_over = |host: &HostId| !ways.contains_key(&Way::Host(*host));
                     let hosts = gone.claims.hosts.into_iter().filter(is_over).collect();
-                    end.handle_host_down(&Claims { hosts });
+                    end.handle_host_down(&Claims { hosts, vouches: Vec::new() });
                     if let Some(unit) = gone.unit.filter(|unit| !ways.contains_key(&Way::Unit(*unit))) {
                         end.handle_unit_down(unit, now);
                     }

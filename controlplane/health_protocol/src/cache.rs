@@ -35,6 +35,10 @@ pub struct CachedHost {
     pub(crate) incarnation: Incarnation,
     /// Of the latest heartbeat or goodbye.
     pub(crate) sequence: u64,
+    /// Of the latest heartbeat that each leader vouched for: what one says is measured by its own words only.
+    vouched: Vec<(HostId, u64)>,
+    /// Generation, digest and number of rows in it.
+    claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
     pub(crate) right_at: u64,
     /// The latest generation heard of.
@@ -44,6 +48,8 @@ pub struct CachedHost {
     pub(crate) presence: Presence,
     pub(crate) presence_since: Moment,
     pub(crate) heard: Moment,
+    /// There was a heartbeat: rows alone may be another unit's memory of the dead.
+    beaten: bool,
     pub(crate) interval: Duration,
     pub(crate) doubt: Option<Doubt>,
     /// It speaks to this unit itself.
@@ -85,12 +91,15 @@ impl CachedHost {
             since: BTreeMap::new(),
             incarnation: Incarnation(0),
             sequence: 0,
+            vouched: Vec::new(),
+            claim: None,
             right_at: 0,
             newest: 0,
             latest: None,
             presence: Presence::Expected,
             presence_since: now,
             heard: now,
+            beaten: false,
             interval: Duration::from_secs(1),
             doubt: None,
             direct: false,
@@ -151,8 +160,8 @@ impl CachedHost {
     }
 
     /// Generation, digest and number of rows as the host last told them.
-    pub(crate) fn last_told(&self) -> (u64, u64, u16) {
-        self.latest.unwrap_or_default()
+    pub(crate) fn last_told(&self) -> Option<(u64, u64, u16)> {
+        self.latest
     }
 
     /// The host tells what its table is like, in a heartbeat or with its rows.
@@ -171,18 +180,18 @@ impl CachedHost {
         }
     }
 
-    /// Whom to ask the `attempt`th time: the host, and if it does not answer the unit that passed it on.
-    pub(crate) fn way(&self, host: HostId, attempt: u32) -> Option<Peer> {
-        let ways = [self.direct.then_some(Peer::Host(host)), self.through.map(Peer::Unit)];
-        let [first, second] = if attempt.is_multiple_of(2) { ways } else { [ways[1], ways[0]] };
-        first.or(second)
+    /// Whom to ask the `attempt`th time: the host, and if it does not answer the unit that passed it on, or any other.
+    pub(crate) fn way(&self, host: HostId, attempt: u32, other: Option<UnitId>) -> Option<Peer> {
+        let ways = [self.direct.then_some(Peer::Host(host)), self.through.map(Peer::Unit), other.map(Peer::Unit)];
+        let count = ways.iter().flatten().count().max(1);
+        ways.into_iter().flatten().nth(usize::try_from(attempt).unwrap_or(0) % count)
     }
 
     /// After rows changed: is the copy right now, and does the host count (again)?
     pub(crate) fn after_change(&mut self, grace: Duration, now: Moment) {
-        self.check(grace, now);
-        let is_heard = now.since(self.heard) < self.age_out();
-        if self.doubt.is_none() && self.latest.is_some() && is_heard {
+        let right = self.check(grace, now);
+        let is_heard = self.beaten && now.since(self.heard) < self.age_out();
+        if right && is_heard {
             self.set_presence(Presence::Live, now);
         }
     }
@@ -199,8 +208,14 @@ impl CachedHost {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
+        self.vouched.clear();
+        (self.claim, self.beaten) = (None, false);
         self.tombstones.clear();
         self.table.forget_versions();
+        if self.presence == Presence::Gone {
+            // It was the life before that said goodbye.
+            self.set_presence(Presence::Expected, now);
+        }
         // There is nothing to wait for: no row change under way could make this right.
         self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
     }
@@ -208,12 +223,35 @@ impl CachedHost {
     /// Takes a heartbeat that is newer than all before.
     pub(crate) fn beat(&mut self, beat: &Beat, now: Moment) {
         self.sequence = beat.sequence;
-        self.heard = now;
+        (self.heard, self.beaten) = (now, true);
         self.interval = beat.interval();
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);
         }
         self.told(beat.generation, beat.digest, beat.rows);
+    }
+
+    /// Takes a leader's word. It stands in nobody's way: the host's own messages are measured only by each other.
+    pub(crate) fn vouch(&mut self, voucher: HostId, beat: &Beat, grace: Duration, now: Moment) -> bool {
+        self.vouched.retain(|(known, _)| *known != voucher);
+        if self.vouched.len() >= VOUCHERS_MAX {
+            self.vouched.remove(0);
+        }
+        self.vouched.push((voucher, beat.sequence));
+        (self.heard, self.beaten) = (now, true);
+        self.interval = beat.interval();
+        self.claim = Some((beat.generation, beat.digest, beat.rows));
+        self.check(grace, now)
+    }
+
+    /// The latest heartbeat that this leader vouched for.
+    pub(crate) fn vouched(&self, voucher: HostId) -> u64 {
+        self.vouched.iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
+    }
+
+    /// Is it in a group?
+    pub(crate) fn is_vouched(&self) -> bool {
+        !self.vouched.is_empty()
     }
 
     /// Takes a change.
@@ -238,7 +276,14 @@ impl CachedHost {
     }
 
     /// Takes all rows of some chunks.
-    pub(crate) fn apply_table(&mut self, generation: u64, bits: u8, chunks: u64, rows: &[Row], now: Moment) -> Applied {
+    pub(crate) fn apply_table(
+        &mut self,
+        origin: Origin<'_>,
+        generation: u64,
+        (bits, chunks): (u8, u64),
+        rows: &[Row],
+        now: Moment,
+    ) -> Applied {
         if generation < self.right_at {
             return Applied::Known;
         }
@@ -264,21 +309,34 @@ impl CachedHost {
             }
         }
         self.newest = self.newest.max(generation);
+        // The host's own word is newer than what a leader said of it; another unit's memory need not be.
+        if matches!(origin, Origin::Host(_)) {
+            self.claim = None;
+        }
         Applied::Changed
     }
 
-    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that.
-    pub(crate) fn check(&mut self, grace: Duration, now: Moment) {
-        let Some((generation, digest, rows)) = self.latest else { return };
-        let equal = self.table.digest() == digest && self.table.len() == usize::from(rows);
+    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that: then
+    /// there is no saying, neither that it is right nor a doubt.
+    pub(crate) fn check(&mut self, grace: Duration, now: Moment) -> bool {
+        // A generation that the host itself has spoken of: the leader can tell what the table was like then.
+        if let Some((generation, digest, rows)) = self.claim.filter(|(generation, ..)| *generation <= self.newest) {
+            self.told(generation, digest, rows);
+        }
+        let Some((generation, digest, rows)) = self.latest else { return false };
+        let is = |digest: u64, rows: u16| self.table.digest() == digest && self.table.len() == usize::from(rows);
+        let equal = is(digest, rows);
+        let unknown = self.claim.is_some_and(|(claimed, digest, rows)| claimed > self.newest && !is(digest, rows));
         if equal || planted(Bug::DigestIgnored) {
             self.doubt = None;
             self.right_at = self.right_at.max(generation);
             let right_at = self.right_at;
             self.tombstones.retain(|_, version| *version > right_at);
-        } else if generation >= self.newest {
+        }
+        if (!equal && generation >= self.newest || unknown) && !planted(Bug::DigestIgnored) {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
+        (equal || planted(Bug::DigestIgnored)) && self.doubt.is_none()
     }
 
     pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {
@@ -295,7 +353,7 @@ impl CachedHost {
             self.bury(application, 0);
         }
         self.tombstones.clear();
-        (self.doubt, self.latest) = (None, None);
+        (self.doubt, self.latest, self.claim) = (None, None, None);
     }
 
     /// Rows that are others than at the last call.
@@ -329,3 +387,6 @@ impl CachedHost {
         self.tombstones.insert(application, version);
     }
 }
+
+/// So many leaders' words are remembered.
+const VOUCHERS_MAX: usize = 64;

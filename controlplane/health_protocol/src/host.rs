@@ -23,6 +23,8 @@ pub struct HostSettings {
     pub interval: Duration,
     /// How long after a change of directive units are asked whether they know, and how long until they are asked again.
     pub postulate: Duration,
+    /// It is in a group: units may hear of it through others.
+    pub grouped: bool,
 }
 
 impl HostSettings {
@@ -30,7 +32,7 @@ impl HostSettings {
     #[must_use]
     pub fn new(host: HostId) -> Self {
         let (interval, postulate) = (Duration::from_secs(1), Duration::from_millis(50));
-        HostSettings { host, name: None, interval, postulate }
+        HostSettings { host, name: None, interval, postulate, grouped: false }
     }
 }
 
@@ -74,6 +76,7 @@ enum Untold {
 struct Dance {
     /// The version that brought the target.
     version: u64,
+    begun: Moment,
     next: Moment,
     right: BTreeSet<UnitId>,
 }
@@ -116,6 +119,11 @@ impl HostEnd {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// What was refused.
@@ -209,7 +217,7 @@ impl HostEnd {
             self.dances.remove(&application);
         } else {
             let next = now.after(self.settings.postulate);
-            self.dances.insert(application, Dance { version, next, right: BTreeSet::new() });
+            self.dances.insert(application, Dance { version, begun: now, next, right: BTreeSet::new() });
         }
         if planted(Bug::CurrentAtOnce) {
             self.become_current(application);
@@ -392,10 +400,13 @@ impl HostEnd {
         let age_out = self.settings.interval * UNREACHABLE_AFTER;
         let counts = |link: &Link| link.up || (now.since(link.seen) <= age_out && !planted(Bug::UnheardIsRight));
         let all: Vec<UnitId> = self.units.iter().filter(|(_, link)| counts(link)).map(|(unit, _)| *unit).collect();
+        let doubted = if self.settings.grouped { self.settings.interval * DOUBTED_AFTER } else { Duration::ZERO };
         let finished: Vec<ApplicationId> = self
             .dances
             .iter()
             .filter(|(_, dance)| all.iter().all(|unit| dance.right.contains(unit)))
+            // Nobody could be asked, but a leader goes on vouching: units find their copies wrong, and wait for the right ones in vain.
+            .filter(|(_, dance)| !all.is_empty() || now.since(dance.begun) >= doubted)
             .map(|(application, _)| *application)
             .collect();
         for application in finished {
@@ -424,6 +435,8 @@ impl HostEnd {
             rows: rows_told(&self.table),
             interval_ms: u16::try_from(self.settings.interval.as_millis()).unwrap_or(u16::MAX).max(1),
             forward,
+            voucher: None,
+            leaving: false,
             name: self.settings.name.clone().filter(|_| named),
         };
         self.send(unit, Body::Heartbeat(vec![beat]));
@@ -485,5 +498,7 @@ fn rows_told(table: &Table) -> u16 {
 pub const LIFE_BITS: u32 = 20;
 /// After so many heartbeats without a link, a unit has aged this host out: it hears of nothing, but gives it nothing either.
 const UNREACHABLE_AFTER: u32 = 5;
+/// So many heartbeats after a change a unit that only hears of this host by others has noticed that its copy is wrong, and given it up.
+pub(crate) const DOUBTED_AFTER: u32 = 8;
 /// Every so many heartbeats have the name.
 const NAME_EVERY: u64 = 30;

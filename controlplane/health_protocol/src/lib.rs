@@ -21,6 +21,18 @@
 //! A host is linked to two units. Each tells the others what the host tells it directly, heartbeats several in one message; what came
 //! from a unit is not passed on. A unit that has no link to a host asks the unit it heard the host through.
 //!
+//! # Groups
+//!
+//! The hosts of a group elect a leader, which sends one consolidated heartbeat for all of them ([`GroupEnd`]): each host's own heartbeats,
+//! which its members send to it instead of to the units; it never makes one up. It answers each; a member whose heartbeats are not answered
+//! beats for itself again, and after two and a half of them the *deputy*, whom the leader has named before, leads. Of two leaders that
+//! meet the one with the lower number stays; a newcomer follows whoever leads. Only hosts with a link to a unit lead. A host that reaches no
+//! unit and no leader asks any host of the group to pass its heartbeat on (bit 0 of its flags).
+//!
+//! A unit takes from a leader only what its certificate vouches for, and of that only that the host lives, and a digest: it compares it
+//! and asks where it differs. A host's life, its message counter and its rows come from the host itself; what a leader says of them
+//! cannot stand in their way. Units mark what they pass on of a leader's word.
+//!
 //! # From target to current
 //!
 //! Units obey a row's target directive as soon as they have it. The host then *postulates* that they have: a unit says right or wrong; a
@@ -52,9 +64,10 @@
 //! | 6 postulate table state | count (2), then *postulates* |
 //! | 7 postulate wrong | unit (4), its incarnation (8), count (2), then postulates, each with the known target (1; 255: no row) |
 //! | 8 postulate right | unit (4), its incarnation (8), count (2), then *postulates* |
+//! | 9 group | length of the group's name (1, to 63) and the name, flags (1: bit 0 linked to a unit, bit 1 asks, bit 2 has a leader, bit 3 has a deputy), if so the leader (4), if so the deputy (4), members (2) |
 //!
 //! - *beat*: host (4), incarnation (8), sequence (8), generation (8), digest (8), rows (2), interval in ms (2, not 0), flags (1: bit 0 pass
-//!   it on, bit 1 has a name), and if so the length of the name (1) and the name.
+//!   it on, bit 1 has a name, bit 2 vouched for by a leader, bit 3 and is leaving), if so the leader (4), and if there is one the length of the name (1) and the name.
 //! - *operation*: 1 and a *row*: it is there; 2, application (4), version (8), *state*: it is another; 3, application (4), version (8): it is gone.
 //! - *row*: application (4), version (8), *state*, protocol (1), VIP, endpoint, length of the detail (1, to 128), detail in UTF-8. VIP and
 //!   endpoint: 0, or 4 or 6 and address (4 or 16) and port (2).
@@ -67,6 +80,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod group;
 mod host;
 mod message;
 mod planted;
@@ -80,10 +94,11 @@ mod unit;
 mod wire;
 
 pub use cache::{CachedHost, Presence};
+pub use group::{GroupEnd, GroupSettings, Role, To};
 pub use host::{HostEnd, HostSettings, LIFE_BITS, ToUnit};
-pub use message::{Beat, Body, Kind, Message, Postulate, Wrong};
+pub use message::{Beat, Body, GroupView, Kind, Message, Postulate, Wrong};
 pub use refusal::{Refusal, Refusals};
 pub use row::{CAPACITY_MAX, DETAIL_MAX, Directives, Identity, Operation, ROWS_MAX, Row, RowError, Status};
 pub use table::{CHUNK_BITS_MAX, Table, chunk, chunk_bits};
 pub use unit::{Claims, Origin, Peer, UnitEnd, UnitSettings};
-pub use wire::{DecodeError, MESSAGE_MAX, VERSION, decode, encode};
+pub use wire::{DecodeError, GROUP_MAX, MESSAGE_MAX, VERSION, decode, encode};

@@ -1,4 +1,4 @@
-//! The seven messages, and the receipt that a unit gives for a postulate it agrees with.
+//! The seven messages, the receipt that a unit gives for a postulate it agrees with, and what hosts of a group say to each other.
 
 use std::time::Duration;
 
@@ -82,6 +82,25 @@ pub enum Body {
         /// The postulates it agrees with.
         rights: Vec<Postulate>,
     },
+    /// Between the hosts of a group: whom the sender takes for the leader. The message's sequence is that of the heartbeat it answers, or 0.
+    Group(GroupView),
+}
+
+/// How a host sees its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupView {
+    /// The group's name, at most 63 bytes.
+    pub group: String,
+    /// The sender has a link to a unit: it could lead.
+    pub linked: bool,
+    /// It wants to be told the same by the receiver.
+    pub asks: bool,
+    /// Whom it follows; itself if it leads.
+    pub leader: Option<HostId>,
+    /// Who leads if the leader is lost.
+    pub deputy: Option<HostId>,
+    /// The leader and how many follow it, as the leader knows.
+    pub members: u16,
 }
 
 /// A sign of life of one host.
@@ -103,6 +122,10 @@ pub struct Beat {
     pub interval_ms: u16,
     /// Whoever passes beats on only now and then is to pass this one on.
     pub forward: bool,
+    /// Not the host says so, but this one, the leader of its group. A unit knows by itself whom it has this from.
+    pub voucher: Option<HostId>,
+    /// Only with a voucher: the host has said goodbye to its group.
+    pub leaving: bool,
     /// Its DNS name, said now and then; at most 255 bytes.
     pub name: Option<String>,
 }
@@ -155,6 +178,8 @@ pub enum Kind {
     PostulateWrong = 7,
     /// [`Body::PostulateRight`]
     PostulateRight = 8,
+    /// [`Body::Group`]
+    Group = 9,
 }
 
 impl Body {
@@ -170,6 +195,7 @@ impl Body {
             Body::Postulate(_) => Kind::Postulate,
             Body::PostulateWrong { .. } => Kind::PostulateWrong,
             Body::PostulateRight { .. } => Kind::PostulateRight,
+            Body::Group(_) => Kind::Group,
         }
     }
 }

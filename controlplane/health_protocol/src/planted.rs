@@ -35,6 +35,18 @@ pub(crate) enum Bug {
     PeersNotAsked,
     /// A goodbye is forgotten with the next message under way.
     GoodbyeForgotten,
+    /// The unit takes all that a leader says for the host's own word.
+    VouchedIsSaid,
+    /// The leader goes on with the heartbeats of members that are silent.
+    LeaderMakesUp,
+    /// The leader passes on what lay about while it could not run.
+    LeaderPassesOld,
+    /// A member goes on with a leader that does not answer.
+    LeaderNotMissed,
+    /// Of two leaders none gives way.
+    LeadersStay,
+    /// A host without a leader waits for one instead of beating for itself.
+    NoLeaderNoBeat,
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ struct Link {
 struct Asked {
     postulate: Postulate,
     waiting: BTreeSet<UnitId>,
+    since: Moment,
 }
 
 impl Relay {
@@ -46,20 +47,38 @@ impl Relay {
         self.units.iter().filter(|(_, link)| link.up).map(|(unit, _)| *unit)
     }
 
-    /// Notes who has to agree; these postulates need nobody (any more). A unit out of reach for `age_out` has given the host up.
-    pub(crate) fn ask(&mut self, host: HostId, asked: &[Postulate], age_out: Duration, now: Moment) -> Vec<Postulate> {
-        let counts = |link: &Link| link.up || now.since(link.seen) <= age_out;
-        let all: BTreeSet<UnitId> = self.units.iter().filter(|(_, link)| counts(link)).map(|(unit, _)| *unit).collect();
+    /// Some unit that is up, another one each time: all of them have the whole cache.
+    pub(crate) fn other(&self, host: HostId, attempt: u32) -> Option<UnitId> {
+        let count = self.up().count().max(1);
+        let at = usize::try_from(host.0.wrapping_add(attempt)).unwrap_or(0) % count;
+        self.up().nth(at)
+    }
+
+    /// Notes who has to agree; these postulates need nobody (any more). A unit out of reach for `age_out` has given the host up; if a
+    /// leader vouches for it, not before it has been in doubt of the new digest for long enough, `doubted` after the question.
+    pub(crate) fn ask(
+        &mut self,
+        host: HostId,
+        asked: &[Postulate],
+        age_out: Duration,
+        doubted: Duration,
+        now: Moment,
+    ) -> Vec<Postulate> {
         let mut agreed = Vec::new();
         for postulate in asked {
             let key = (host, postulate.application);
             // The same again: those who have agreed need not do so again.
             let before = self.asked.remove(&key).filter(|before| before.postulate == *postulate);
+            let since = before.as_ref().map_or(now, |before| before.since);
+            let patient = now.since(since) < doubted;
+            let counts = |link: &Link| link.up || now.since(link.seen) <= age_out || patient;
+            let units = self.units.iter().filter(|(_, link)| counts(link));
+            let all: BTreeSet<UnitId> = units.map(|(unit, _)| *unit).collect();
             let waiting = before.map_or_else(|| all.clone(), |before| &before.waiting & &all);
             if waiting.is_empty() {
                 agreed.push(*postulate);
             } else {
-                self.asked.insert(key, Asked { postulate: *postulate, waiting });
+                self.asked.insert(key, Asked { postulate: *postulate, waiting, since });
             }
         }
         agreed

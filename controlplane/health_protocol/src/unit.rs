@@ -7,6 +7,7 @@ use std::time::Duration;
 use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::cache::{Applied, CachedHost, Doubt, Presence};
+use crate::host::DOUBTED_AFTER;
 use crate::message::{Beat, Body, Message, Postulate, Wrong};
 use crate::planted::{Bug, planted};
 use crate::refusal::{Refusal, Refusals};
@@ -52,6 +53,16 @@ impl UnitSettings {
 pub struct Claims {
     /// Hosts whose tables it may keep.
     pub hosts: BTreeSet<HostId>,
+    /// From which host to which it may say that they live, as the leader of a group.
+    pub vouches: Vec<(HostId, HostId)>,
+}
+
+impl Claims {
+    /// May it say that this host lives?
+    #[must_use]
+    pub fn vouches_for(&self, host: HostId) -> bool {
+        self.vouches.iter().any(|(first, last)| (*first..=*last).contains(&host))
+    }
 }
 
 /// Where a message came from.
@@ -83,6 +94,7 @@ pub struct UnitEnd {
     out: VecDeque<(Peer, Message)>,
     changed: BTreeSet<(HostId, ApplicationId)>,
     refusals: Refusals,
+    beats: u64,
 }
 
 impl UnitEnd {
@@ -98,6 +110,7 @@ impl UnitEnd {
             out: VecDeque::new(),
             changed: BTreeSet::new(),
             refusals: Refusals::default(),
+            beats: 0,
         }
     }
 
@@ -130,6 +143,12 @@ impl UnitEnd {
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         self.refusals
+    }
+
+    /// How many heartbeats were taken.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats
     }
 
     /// Counts bytes that were no message.
@@ -190,6 +209,15 @@ impl UnitEnd {
 
     fn take_beat(&mut self, origin: Origin<'_>, beat: Beat, now: Moment) -> Result<(), Refusal> {
         let (host, sequence) = (beat.host, beat.sequence);
+        self.beats += 1;
+        let voucher = match origin {
+            Origin::Host(claims) if claims.hosts.contains(&host) || !claims.vouches_for(host) => None,
+            Origin::Host(claims) => claims.hosts.first().copied(),
+            Origin::Unit(_) => beat.voucher,
+        };
+        if let Some(voucher) = voucher.filter(|_| !planted(Bug::VouchedIsSaid)) {
+            return self.take_vouched(origin, voucher, beat, now);
+        }
         self.admit(origin, host, beat.incarnation, now)?;
         let grace = self.settings.grace;
         let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
@@ -198,8 +226,7 @@ impl UnitEnd {
         }
         cached.hear(origin);
         cached.beat(&beat, now);
-        cached.check(grace, now);
-        if cached.doubt.is_none() {
+        if cached.check(grace, now) {
             cached.set_presence(Presence::Live, now);
         } else if cached.presence == Presence::Gone {
             cached.set_presence(Presence::Expected, now);
@@ -207,7 +234,53 @@ impl UnitEnd {
         self.schedule(host, now);
         self.collect_changes(host);
         if let Origin::Host(_) = origin {
-            self.relay.beats.push(beat);
+            self.relay.beats.push(Beat { voucher: None, ..beat });
+        }
+        Ok(())
+    }
+
+    /// Takes a leader's word that a host lives, and what the host's digest is: nothing else, and nothing that the host could not undo.
+    fn take_vouched(
+        &mut self,
+        origin: Origin<'_>,
+        voucher: HostId,
+        beat: Beat,
+        now: Moment,
+    ) -> Result<(), Refusal> {
+        let host = beat.host;
+        if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
+            return Err(Refusal::Full(host));
+        }
+        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        if let Origin::Unit(_) = origin {
+            cached.hear(origin);
+        }
+        if beat.incarnation != cached.incarnation || cached.presence == Presence::Gone {
+            let (said, known) = (beat.incarnation, cached.incarnation);
+            let told = cached.stale_told.is_some_and(|told| now.since(told) < self.settings.retry * VOUCHED_RETRY);
+            if said > known && !told {
+                cached.stale_told = Some(now);
+                let attempt = u32::try_from(now.0 >> 9 & 0xffff).unwrap_or(0);
+                let way = cached.way(host, attempt, self.relay.other(host, attempt));
+                way.into_iter().for_each(|to| self.ask(host, to, known));
+            }
+            self.schedule(host, now);
+            return Err(Refusal::Stale { host, said, known });
+        }
+        let known = cached.sequence.max(cached.vouched(voucher));
+        if beat.sequence <= known && !planted(Bug::ReplayTaken) {
+            return Err(Refusal::Replayed { host, sequence: beat.sequence, known });
+        }
+        let right = cached.vouch(voucher, &beat, self.settings.grace, now);
+        if beat.leaving {
+            cached.set_presence(Presence::Silent, now);
+        } else if right {
+            cached.set_presence(Presence::Live, now);
+        }
+        self.schedule(host, now);
+        self.collect_changes(host);
+        if let Origin::Host(_) = origin {
+            self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
         }
         Ok(())
     }
@@ -222,7 +295,7 @@ impl UnitEnd {
             }
         }
         match body {
-            Body::Heartbeat(_) => return Err(Refusal::WrongWay(body.kind())),
+            Body::Heartbeat(_) | Body::Group(_) => return Err(Refusal::WrongWay(body.kind())),
             Body::GetTable { unit, unit_incarnation, digests } => {
                 let Origin::Unit(_) = origin else { return Err(Refusal::WrongWay(body.kind())) };
                 return self.answer(host, *incarnation, (*unit, *unit_incarnation), digests);
@@ -275,7 +348,7 @@ impl UnitEnd {
                 if cached.presence == Presence::Gone {
                     return Err(Refusal::Stale { host, said: *incarnation, known: cached.incarnation });
                 }
-                if cached.apply_table(*generation, *bits, *chunks, rows, now) == Applied::Known {
+                if cached.apply_table(origin, *generation, (*bits, *chunks), rows, now) == Applied::Known {
                     let (said, known) = (*generation, cached.right_at);
                     return Err(Refusal::Replayed { host, sequence: said, known });
                 }
@@ -375,7 +448,7 @@ impl UnitEnd {
             let attempt = doubt.asked;
             doubt.asked += 1;
             doubt.ask_at = now.after(if planted(Bug::AsksOnce) { settings.forget } else { settings.retry * factor });
-            let Some(to) = cached.way(host, attempt) else { return };
+            let Some(to) = cached.way(host, attempt, self.relay.other(host, attempt)) else { return };
             let known = cached.incarnation;
             self.ask(host, to, known);
         }
@@ -398,7 +471,7 @@ impl UnitEnd {
     /// Asks for the rows of a host that differ from those in the cache.
     fn ask(&mut self, host: HostId, to: Peer, incarnation: Incarnation) {
         let Some(cached) = self.hosts.get(&host) else { return };
-        let rows = cached.table.len().max(cached.last_told().2.into()).min(ROWS_MAX);
+        let rows = cached.table.len().max(cached.last_told().unwrap_or_default().2.into()).min(ROWS_MAX);
         let digests = cached.table.chunk_digests(chunk_bits(rows));
         let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
         let body = Body::GetTable { unit, unit_incarnation, digests };
@@ -430,7 +503,7 @@ impl UnitEnd {
         let chunks = (0..ours.len()).filter(differs).fold(0_u64, |chunks, i| chunks | 1 << i);
         let here = |row: &&Row| chunks >> chunk(row.application, bits) & 1 == 1;
         let rows = cached.table.rows().filter(here).cloned().collect();
-        let (generation, digest, total) = cached.last_told();
+        let (generation, digest, total) = cached.last_told().unwrap_or_default();
         let (unit, unit_incarnation) = asker;
         let body = Body::Table { unit, unit_incarnation, generation, digest, total, bits, chunks, rows };
         let message = Message { host, incarnation: cached.incarnation, sequence: cached.sequence, body };
@@ -463,6 +536,7 @@ impl UnitEnd {
             }
         }
         let age_out = cached.interval * 5;
+        let doubted = if cached.is_vouched() { cached.interval * DOUBTED_AFTER } else { Duration::ZERO };
         let incarnation = cached.incarnation;
         if !wrongs.is_empty() {
             let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
@@ -472,7 +546,7 @@ impl UnitEnd {
         if let Origin::Host(_) = origin
             && !planted(Bug::PeersNotAsked)
         {
-            let agreed = self.relay.ask(host, &rights, age_out, now);
+            let agreed = self.relay.ask(host, &rights, age_out, doubted, now);
             rights.retain(|postulate| !agreed.contains(postulate));
             if !rights.is_empty() {
                 self.pass_on(origin, &Message { body: Body::Postulate(rights), ..message.clone() });
@@ -555,4 +629,6 @@ impl UnitEnd {
 }
 
 /// So many heartbeats fit into a datagram, without names.
-const BEATS_MAX: usize = 24;
+pub(crate) const BEATS_MAX: usize = 24;
+/// A life that only a leader speaks of is asked for that much less often.
+const VOUCHED_RETRY: u32 = 5;

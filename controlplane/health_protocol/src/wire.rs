@@ -6,7 +6,7 @@ use thiserror::Error;
 use weir_health_load::{Directive, Health};
 use weir_identity::{ApplicationId, HostId, Incarnation, UnitId};
 
-use crate::message::{Beat, Body, Message, Postulate, Wrong};
+use crate::message::{Beat, Body, GroupView, Message, Postulate, Wrong};
 use crate::row::{DETAIL_MAX, Directives, Identity, Operation, Row, Status};
 use crate::table::{CHUNK_BITS_MAX, chunk};
 
@@ -78,6 +78,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_unit(&mut out, *unit, *unit_incarnation);
             put_all(&mut out, rights, put_postulate);
         }
+        Body::Group(view) => put_group(&mut out, view),
     }
     out
 }
@@ -143,6 +144,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
             let (unit, unit_incarnation) = reader.unit()?;
             Body::PostulateRight { unit, unit_incarnation, rights: reader.all(Reader::postulate)? }
         }
+        9 => Body::Group(reader.group()?),
         _ => return Err(DecodeError::Value { field: "the kind", value: kind.into(), at: 2 }),
     };
     match bytes.len() - reader.at {
@@ -172,10 +174,28 @@ fn put_beat(out: &mut Vec<u8>, beat: &Beat) {
     out.extend(beat.rows.to_be_bytes());
     out.extend(beat.interval_ms.to_be_bytes());
     let named = beat.name.as_deref();
-    out.push(u8::from(beat.forward) | u8::from(named.is_some()) << 1);
+    let flags = [beat.forward, named.is_some(), beat.voucher.is_some(), beat.leaving];
+    out.push(flag_bits(flags));
+    if let Some(voucher) = beat.voucher {
+        out.extend(voucher.0.to_be_bytes());
+    }
     if let Some(name) = named {
         put_text(out, name);
     }
+}
+
+fn put_group(out: &mut Vec<u8>, view: &GroupView) {
+    put_text(out, &view.group);
+    out.push(flag_bits([view.linked, view.asks, view.leader.is_some(), view.deputy.is_some()]));
+    for host in [view.leader, view.deputy].into_iter().flatten() {
+        out.extend(host.0.to_be_bytes());
+    }
+    out.extend(view.members.to_be_bytes());
+}
+
+/// The first is the lowest bit.
+fn flag_bits(flags: [bool; 4]) -> u8 {
+    flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag))
 }
 
 fn put_operation(out: &mut Vec<u8>, operation: &Operation) {
@@ -309,11 +329,25 @@ impl Reader<'_> {
         let (sequence, generation, digest) = (self.u64()?, self.u64()?, self.u64()?);
         let (rows, interval_ms) = (self.u16()?, self.u16()?);
         self.require("the heartbeat's interval", 0, interval_ms > 0)?;
+        let [forward, named, vouched, leaving] = self.flags("the heartbeat's flags")?;
+        self.require("leaving without a voucher", 1, vouched || !leaving)?;
+        let voucher = if vouched { Some(HostId(self.u32()?)) } else { None };
+        let name = if named { Some(self.text("the name", NAME_MAX)?) } else { None };
+        Ok(Beat { host, incarnation, sequence, generation, digest, rows, interval_ms, forward, voucher, leaving, name })
+    }
+
+    fn flags(&mut self, field: &'static str) -> Result<[bool; 4], DecodeError> {
         let flags = self.u8()?;
-        self.require("the heartbeat's flags", flags.into(), flags & !3 == 0)?;
-        let name = if flags & 2 == 0 { None } else { Some(self.text("the name", NAME_MAX)?) };
-        let forward = flags & 1 == 1;
-        Ok(Beat { host, incarnation, sequence, generation, digest, rows, interval_ms, forward, name })
+        self.require(field, flags.into(), flags < 16)?;
+        Ok([1, 2, 4, 8].map(|bit| flags & bit != 0))
+    }
+
+    fn group(&mut self) -> Result<GroupView, DecodeError> {
+        let group = self.text("the group's name", GROUP_MAX)?;
+        let [linked, asks, led, deputised] = self.flags("the group's flags")?;
+        let leader = if led { Some(HostId(self.u32()?)) } else { None };
+        let deputy = if deputised { Some(HostId(self.u32()?)) } else { None };
+        Ok(GroupView { group, linked, asks, leader, deputy, members: self.u16()? })
     }
 
     fn operation(&mut self) -> Result<Operation, DecodeError> {
@@ -396,6 +430,8 @@ pub const VERSION: u8 = 1;
 pub const MESSAGE_MAX: usize = 256 * 1024;
 /// The longest DNS name.
 pub(crate) const NAME_MAX: usize = 255;
+/// The longest name of a group: a label in a certificate's DNS name.
+pub const GROUP_MAX: usize = 63;
 /// In place of a directive: there is no such row.
 const NO_ROW: u8 = 255;
 
@@ -407,8 +443,8 @@ pub(crate) mod tests {
     use crate::table::tests::{directive, row};
 
     fn beat() -> impl Strategy<Value = Beat> {
-        (any::<[u64; 4]>(), any::<(u32, u16, bool)>(), 1..=u16::MAX, prop::option::of("[a-z0-9.-]{0,60}")).prop_map(
-            |([incarnation, sequence, generation, digest], (host, rows, forward), interval_ms, name)| Beat {
+        (any::<[u64; 4]>(), any::<(u32, u16, [bool; 2], Option<u32>)>(), 1..=u16::MAX, prop::option::of("[a-z0-9.-]{0,60}")).prop_map(
+            |([incarnation, sequence, generation, digest], (host, rows, [forward, leaving], voucher), interval_ms, name)| Beat {
                 host: HostId(host),
                 incarnation: Incarnation(incarnation),
                 sequence,
@@ -417,6 +453,8 @@ pub(crate) mod tests {
                 rows,
                 interval_ms,
                 forward,
+                voucher: voucher.map(HostId),
+                leaving: voucher.is_some() && leaving,
                 name,
             },
         )
@@ -469,6 +507,12 @@ pub(crate) mod tests {
             (unit(), prop::collection::vec(postulate(), 0..4)).prop_map(|((unit, unit_incarnation), rights)| {
                 Body::PostulateRight { unit, unit_incarnation, rights }
             }),
+            ("[a-z0-9-]{0,63}", any::<([bool; 2], Option<u32>, Option<u32>, u16)>()).prop_map(
+                |(group, ([linked, asks], leader, deputy, members))| {
+                    let (leader, deputy) = (leader.map(HostId), deputy.map(HostId));
+                    Body::Group(GroupView { group, linked, asks, leader, deputy, members })
+                }
+            ),
         ]
     }
 
@@ -520,6 +564,8 @@ pub(crate) mod tests {
             rows: 2,
             interval_ms: 1000,
             forward: true,
+            voucher: None,
+            leaving: false,
             name: Some("h7".into()),
         };
         let body = Body::Heartbeat(vec![beat]);

@@ -2,7 +2,8 @@
 //!
 //! An [`Authority`] is a directory: `authority.pem` and `authority.key`, `revoked.pem` (the revocation list), and under `nodes/NAME` what a
 //! node is given as a whole: `authority.pem`, `node.pem`, `node.key`, `revoked.pem`, with `names` and `serials` as notes for the authority. A
-//! certificate names what its node may say: `7.host.weir` for each host, `1.unit.weir` for a unit. Nodes take a revocation list when they
+//! certificate names what its node may say: `7.host.weir` for each host, `1.unit.weir` for a unit, and `1-20.rack-3.group.weir` for a member of
+//! the group rack-3, who as its leader may say that the hosts 1 to 20 live. Nodes take a revocation list when they
 //! start; it goes to all of them as a file.
 
 #![forbid(unsafe_code)]
@@ -28,6 +29,15 @@ pub enum Node {
     Unit(UnitId),
     /// An agent, for its own host or as a proxy for several.
     Hosts(BTreeSet<HostId>),
+    /// The same, as a member of a group.
+    Member {
+        /// For whom it speaks.
+        hosts: BTreeSet<HostId>,
+        /// The group's name: small letters, digits and `-`.
+        group: String,
+        /// Of which hosts it may say, as the group's leader, that they live.
+        vouches: Vec<(HostId, HostId)>,
+    },
 }
 
 /// Why a certificate was not made; no file that was there has changed, unless it says so.
@@ -50,6 +60,9 @@ pub enum PkiError {
     /// No such node.
     #[error("{0:?} has no certificate here")]
     UnknownNode(String),
+    /// A group's name becomes a part of a DNS name.
+    #[error("{0:?} is no name of a group: small letters, digits and '-' make one, at most 63")]
+    Group(String),
     /// A node's name becomes a directory.
     #[error("{0:?} is no name: letters, digits, '-', '_' and '.' make one, and a letter or digit begins it")]
     Name(String),
@@ -101,7 +114,15 @@ impl Authority {
     pub fn issue(&self, name: &str, node: &Node, days: u16) -> Result<PathBuf, PkiError> {
         let names = match node {
             Node::Unit(unit) => vec![format!("{unit}.unit.weir")],
-            Node::Hosts(hosts) => hosts.iter().map(|host| format!("{host}.host.weir")).collect(),
+            Node::Hosts(hosts) => host_names(hosts),
+            Node::Member { hosts, group, vouches } => {
+                let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                if !group.chars().all(inner) || group.is_empty() || group.len() > 63 || group.starts_with('-') || group.ends_with('-') {
+                    return Err(PkiError::Group(group.clone()));
+                }
+                let vouches = vouches.iter().map(|(first, last)| format!("{first}-{last}.{group}.group.weir"));
+                host_names(hosts).into_iter().chain(vouches).collect()
+            }
         };
         self.issue_names(name, names, days)
     }
@@ -209,6 +230,10 @@ impl Authority {
         }
         Ok(path)
     }
+}
+
+fn host_names(hosts: &BTreeSet<HostId>) -> Vec<String> {
+    hosts.iter().map(|host| format!("{host}.host.weir")).collect()
 }
 
 /// What is the same in the authority's certificate each time: so that the key is enough to sign with.

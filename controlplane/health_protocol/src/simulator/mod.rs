@@ -49,7 +49,7 @@ fn every_planted_bug_is_found() {
     assert!(unfound.is_empty(), "not found: {unfound:?}");
 }
 
-const BUGS: [Bug; 16] = [
+const BUGS: [Bug; 22] = [
     Bug::VersionIgnored,
     Bug::ReplayTaken,
     Bug::StaleLifeTaken,
@@ -66,4 +66,17 @@ const BUGS: [Bug; 16] = [
     Bug::ChangeNotReported,
     Bug::PeersNotAsked,
     Bug::GoodbyeForgotten,
+    Bug::VouchedIsSaid,
+    Bug::LeaderMakesUp,
+    Bug::LeaderPassesOld,
+    Bug::LeaderNotMissed,
+    Bug::LeadersStay,
+    Bug::NoLeaderNoBeat,
 ];
+
+#[test]
+#[ignore]
+fn trace() {
+    let seed = std::env::var("WEIR_SEED").unwrap().parse().unwrap();
+    println!("{:?}", converge(plan(seed)).map(|(time, _)| time));
+}

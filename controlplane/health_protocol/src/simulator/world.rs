@@ -8,8 +8,8 @@ use weir_health_load::{Directive, Health};
 use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::{
-    Claims, HostEnd, HostSettings, Identity, LIFE_BITS, Origin, Peer, Presence, Row, RowError, Status, UnitEnd,
-    UnitSettings, decode, encode,
+    Beat, Body, Claims, GroupEnd, GroupSettings, HostEnd, HostSettings, Identity, LIFE_BITS, Message, Operation, Origin, Peer,
+    Presence, Role, Row, RowError, Status, To, UnitEnd, UnitSettings, decode, encode,
 };
 
 /// Numbers from a seed (splitmix64).
@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) hosts: u32,
     /// Applications of each host.
     pub(crate) applications: u32,
+    /// Hosts of a group; 1: there are no groups.
+    pub(crate) group: u32,
     /// Per mille of messages.
     pub(crate) loss: u64,
     pub(crate) duplicates: u64,
@@ -84,6 +86,7 @@ enum Event {
 
 struct SimulatedHost {
     end: Option<HostEnd>,
+    group: Option<GroupEnd>,
     /// Its wall clock is so far off.
     clock: i64,
     currents: BTreeMap<ApplicationId, Directive>,
@@ -110,6 +113,8 @@ pub(crate) struct World {
     paused: BTreeSet<Node>,
     waking: BTreeMap<Node, u64>,
     conns: BTreeMap<u64, Conn>,
+    /// Who has a connection to whom.
+    ways: BTreeMap<Node, BTreeMap<Node, u64>>,
     /// Pairs of nodes that cannot reach each other.
     cuts: BTreeSet<(Node, Node)>,
     chaotic: bool,
@@ -134,6 +139,7 @@ impl World {
             paused: BTreeSet::new(),
             waking: BTreeMap::new(),
             conns: BTreeMap::new(),
+            ways: BTreeMap::new(),
             cuts: BTreeSet::new(),
             chaotic: plan.chaos > 0,
             recorded: Vec::new(),
@@ -145,6 +151,7 @@ impl World {
         for _ in 0..world.plan.hosts {
             world.hosts.push(SimulatedHost {
                 end: None,
+                group: None,
                 clock: 0,
                 currents: BTreeMap::new(),
                 settled: BTreeSet::new(),
@@ -303,7 +310,11 @@ impl World {
                     return;
                 }
                 let life = wall.saturating_add_signed(simulated.clock) << LIFE_BITS | self.dice.roll(1 << LIFE_BITS);
-                let settings = HostSettings { name: Some(format!("host-{index}")), ..HostSettings::new(HostId(index)) };
+                let settings = HostSettings {
+                    name: Some(format!("host-{index}")),
+                    grouped: self.plan.group > 1,
+                    ..HostSettings::new(HostId(index))
+                };
                 let mut end = HostEnd::new(settings, Incarnation(life), now);
                 for application in (0..applications).map(ApplicationId) {
                     let (detail, capacity) = (format!("life {life}"), u8::try_from(self.dice.roll(100)).unwrap());
@@ -317,6 +328,11 @@ impl World {
                 simulated.settled.clear();
                 simulated.over = None;
                 simulated.end = Some(end);
+                let first = index / self.plan.group * self.plan.group;
+                let peers = (first..(first + self.plan.group).min(self.plan.hosts)).map(HostId).collect();
+                let interval = Duration::from_secs(1);
+                let settings = GroupSettings { group: format!("g{first}"), host: HostId(index), peers, interval };
+                simulated.group = (self.plan.group > 1).then(|| GroupEnd::new(settings, now));
             }
             Node::Unit(index) => {
                 let simulated = &mut self.units[usize::try_from(index).unwrap()];
@@ -338,7 +354,7 @@ impl World {
         match node {
             Node::Host(index) => {
                 let simulated = &mut self.hosts[usize::try_from(index).unwrap()];
-                simulated.end = None;
+                (simulated.end, simulated.group) = (None, None);
                 simulated.over.get_or_insert(self.now);
             }
             Node::Unit(index) => self.units[usize::try_from(index).unwrap()].end = None,
@@ -387,6 +403,9 @@ impl World {
                 if let Some(end) = &mut self.hosts[usize::try_from(index).unwrap()].end {
                     end.handle_timeout(now);
                 }
+                if let Some(group) = &mut self.hosts[usize::try_from(index).unwrap()].group {
+                    group.handle_timeout(now);
+                }
             }
             Node::Unit(index) => {
                 if let Some(end) = &mut self.units[usize::try_from(index).unwrap()].end {
@@ -406,7 +425,7 @@ impl World {
                 }
             }
             (from, Node::Unit(index)) => {
-                let claims = claims(from);
+                let claims = claims(from, self.plan.group);
                 if let Some(end) = &mut self.units[usize::try_from(index).unwrap()].end {
                     let origin = match from {
                         Node::Host(_) => Origin::Host(&claims),
@@ -415,21 +434,43 @@ impl World {
                     let _ = end.handle(origin, message, now);
                 }
             }
-            (Node::Host(_), Node::Host(_)) => {}
+            (Node::Host(from), Node::Host(index)) => {
+                if let Some(group) = &mut self.hosts[usize::try_from(index).unwrap()].group {
+                    let _ = group.handle(HostId(from), message, now);
+                }
+            }
         }
         self.flush(to);
     }
 
     /// Sends what a node has to send, notes what it has changed, and sets its timer.
     fn flush(&mut self, node: Node) {
+        let now = Moment(self.now);
         let mut sent: Vec<(Option<Node>, Vec<u8>)> = Vec::new();
         let due = match node {
             Node::Host(index) => {
-                let Some(end) = &mut self.hosts[usize::try_from(index).unwrap()].end else { return };
-                while let Some(out) = end.poll_transmit() {
-                    sent.push((out.unit.map(|unit| Node::Unit(unit.0)), encode(&out.message)));
+                let simulated = &mut self.hosts[usize::try_from(index).unwrap()];
+                let Some(end) = &mut simulated.end else { return };
+                if let Some(group) = &mut simulated.group {
+                    let linked = end.units().any(|(_, up)| up);
+                    group.handle_units(linked, now);
                 }
-                end.poll_timeout()
+                while let Some(out) = end.poll_transmit() {
+                    let left = match &mut simulated.group {
+                        Some(group) => group.route(out, now),
+                        None => Some(out),
+                    };
+                    sent.extend(left.map(|out| (out.unit.map(|unit| Node::Unit(unit.0)), encode(&out.message))));
+                }
+                while let Some((to, message)) = simulated.group.as_mut().and_then(GroupEnd::poll_transmit) {
+                    let to = match to {
+                        To::Units => None,
+                        To::Peer(host) => Some(Node::Host(host.0)),
+                    };
+                    sent.push((to, encode(&message)));
+                }
+                let group = simulated.group.as_ref().and_then(GroupEnd::poll_timeout);
+                end.poll_timeout().into_iter().chain(group).min()
             }
             Node::Unit(index) => {
                 let simulated = &mut self.units[usize::try_from(index).unwrap()];
@@ -452,21 +493,16 @@ impl World {
             }
         };
         for (to, bytes) in sent {
-            let conns: Vec<(u64, Node)> = self
-                .conns
-                .iter()
-                .filter_map(|(id, conn)| {
-                    let side = conn.side(node)?;
-                    let peer = conn.ends[1 - side];
-                    let wanted = match to {
-                        Some(to) => peer == to,
-                        None => matches!(peer, Node::Unit(_)),
-                    };
-                    (conn.up[side] && wanted).then_some((*id, peer))
-                })
-                .collect();
-            for (conn, to) in conns {
-                self.post(conn, node, to, bytes.clone());
+            let Some(ways) = self.ways.get(&node) else { continue };
+            let ways: Vec<(u64, Node)> = match to {
+                Some(to) => ways.get(&to).map(|conn| (*conn, to)).into_iter().collect(),
+                None => ways.range(Node::Unit(0)..).map(|(to, conn)| (*conn, *to)).collect(),
+            };
+            for (conn, to) in ways {
+                let link = &self.conns[&conn];
+                if link.side(node).is_some_and(|side| link.up[side]) {
+                    self.post(conn, node, to, bytes.clone());
+                }
             }
         }
         if let Some(Moment(due)) = due
@@ -510,7 +546,8 @@ impl World {
     /// What may never be, not even in chaos.
     fn watch(&mut self, index: u32) {
         let simulated = &self.hosts[usize::try_from(index).unwrap()];
-        let longest = 3_500 + 3 * self.plan.delay + 500;
+        // A leader has two fifths of a second, and there is a way more.
+        let longest = if self.plan.group > 1 { 3_900 + 4 * self.plan.delay + 500 } else { 3_500 + 3 * self.plan.delay + 500 };
         let is_over = simulated.over.is_some_and(|over| self.now - over > longest);
         for (unit, end) in (0..).zip(&self.units) {
             let Some(end) = end.end.as_ref().filter(|_| !self.paused.contains(&Node::Unit(unit))) else { continue };
@@ -556,13 +593,20 @@ impl World {
             }
             if conn.up == [false; 2] {
                 self.conns.remove(&id);
+                for (node, peer) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+                    self.ways.get_mut(&node).and_then(|ways| ways.remove(&peer));
+                }
             }
         }
         for (node, peer) in downs {
             self.link_down(node, peer);
             self.flush(node);
         }
+        self.group_connections();
         for host in (0..self.plan.hosts).map(Node::Host) {
+            if self.links(host) >= 2 || !self.is_up(host) {
+                continue;
+            }
             let mut units: Vec<u32> = (0..self.plan.units).collect();
             while !units.is_empty() && self.links(host) < 2 {
                 let at = self.dice.roll(units.len().try_into().unwrap());
@@ -588,27 +632,77 @@ impl World {
             (Node::Unit(unit), peer) => {
                 if let Some(end) = &mut self.units[usize::try_from(unit).unwrap()].end {
                     match peer {
-                        Node::Host(_) => end.handle_host_down(&claims(peer)),
+                        Node::Host(_) => end.handle_host_down(&claims(peer, 1)),
                         Node::Unit(peer) => end.handle_unit_down(UnitId(peer), now),
                     }
                 }
             }
-            (Node::Host(_), Node::Host(_)) => {}
+            (Node::Host(host), Node::Host(peer)) => {
+                if let Some(group) = &mut self.hosts[usize::try_from(host).unwrap()].group {
+                    group.handle_link_down(HostId(peer), now);
+                }
+            }
         }
     }
 
+    /// Hosts of a group connect as they want, and give up what neither wants.
+    fn group_connections(&mut self) {
+        if self.plan.group == 1 {
+            return;
+        }
+        let now = Moment(self.now);
+        let wanted = |world: &World, host: u32| -> Vec<HostId> {
+            let group = world.hosts[usize::try_from(host).unwrap()].group.as_ref();
+            group.map(|group| group.wanted(now)).unwrap_or_default()
+        };
+        for host in 0..self.plan.hosts {
+            let node = Node::Host(host);
+            let wants = wanted(self, host);
+            for peer in &wants {
+                let is_linked = self.ways.get(&node).is_some_and(|ways| ways.contains_key(&Node::Host(peer.0)));
+                if is_linked || self.paused.contains(&node) {
+                    continue;
+                }
+                self.connect(node, Node::Host(peer.0));
+                if !self.ways.get(&node).is_some_and(|ways| ways.contains_key(&Node::Host(peer.0))) {
+                    self.link_down(node, Node::Host(peer.0));
+                    self.flush(node);
+                }
+            }
+            let unwanted = |peer: u32| !wants.contains(&HostId(peer)) && !wanted(self, peer).contains(&HostId(host));
+            let ways = self.ways.get(&node).into_iter().flatten();
+            let over: Vec<u64> = ways
+                .filter_map(|(peer, conn)| matches!(peer, Node::Host(peer) if unwanted(*peer)).then_some(*conn))
+                .collect();
+            for conn in over {
+                let Some(conn) = self.conns.get_mut(&conn) else { continue };
+                let side = conn.side(node).unwrap();
+                let peer = conn.ends[1 - side];
+                if std::mem::take(&mut conn.up[side]) {
+                    self.link_down(node, peer);
+                    self.flush(node);
+                }
+            }
+        }
+    }
+
+    /// Links to units.
     fn links(&self, node: Node) -> usize {
-        self.conns.values().filter(|conn| conn.side(node).is_some_and(|side| conn.up[side])).count()
+        let units = self.ways.get(&node).into_iter().flat_map(|ways| ways.range(Node::Unit(0)..));
+        units.filter(|(_, conn)| self.conns[*conn].side(node).is_some_and(|side| self.conns[*conn].up[side])).count()
     }
 
     fn connect(&mut self, a: Node, b: Node) {
-        let there = self.conns.values().any(|conn| conn.side(a).is_some() && conn.side(b).is_some());
+        let there = self.ways.get(&a).is_some_and(|ways| ways.contains_key(&b));
         let paused = self.paused.contains(&a) || self.paused.contains(&b);
         if there || paused || self.is_cut(a, b) || !self.is_up(a) || !self.is_up(b) {
             return;
         }
         self.counter += 1;
         self.conns.insert(self.counter, Conn { ends: [a, b], up: [true; 2], parted: None });
+        for (node, peer) in [(a, b), (b, a)] {
+            self.ways.entry(node).or_default().insert(peer, self.counter);
+        }
         let now = Moment(self.now);
         for (node, peer) in [(a, b), (b, a)] {
             match (node, peer) {
@@ -622,7 +716,12 @@ impl World {
                         end.handle_unit_up(UnitId(peer), now);
                     }
                 }
-                _ => {}
+                (Node::Host(host), Node::Host(peer)) => {
+                    if let Some(group) = &mut self.hosts[usize::try_from(host).unwrap()].group {
+                        group.handle_link_up(HostId(peer), now);
+                    }
+                }
+                (Node::Unit(_), Node::Host(_)) => {}
             }
             self.flush(node);
         }
@@ -641,7 +740,9 @@ impl World {
             }
             3..=5 => {
                 let other = u32::try_from(self.dice.roll(self.plan.units.into())).unwrap();
-                let other = Node::Unit(other);
+                let peer = u32::try_from(self.dice.roll(self.plan.hosts.into())).unwrap();
+                let among_hosts = self.plan.group > 1 && self.dice.per_mille(300);
+                let other = if among_hosts { Node::Host(peer) } else { Node::Unit(other) };
                 if !self.cuts.remove(&(node.min(other), node.max(other))) && node != other {
                     self.cuts.insert((node.min(other), node.max(other)));
                 }
@@ -667,7 +768,9 @@ impl World {
                     }
                 }
             }
-            10..=15 => self.replay(),
+            10..=13 => self.replay(),
+            14..=15 if self.plan.group > 1 => self.lie(host),
+            14..=15 => self.replay(),
             _ if self.paused.contains(&Node::Host(host)) => {}
             16..=40 => self.touch(host, |end, application, dice, now| {
                 let target = dice.pick(&[Directive::Active, Directive::Draining, Directive::Inactive]);
@@ -728,12 +831,75 @@ impl World {
         }
     }
 
+    /// A host says of another one of its group what is not so.
+    fn lie(&mut self, host: u32) {
+        let first = host / self.plan.group * self.plan.group;
+        let about = first + u32::try_from(self.dice.roll(self.plan.group.into())).unwrap();
+        let about = about.min(self.plan.hosts - 1);
+        let Some(truth) = self.hosts[usize::try_from(about).unwrap()].end.as_ref() else { return };
+        let (host_id, incarnation, sequence) = (HostId(about), truth.incarnation(), truth.sequence());
+        let later = if self.dice.per_mille(500) { incarnation } else { Incarnation(incarnation.0 + self.dice.roll(1 << 30)) };
+        let beat = Beat {
+            host: host_id,
+            incarnation: later,
+            // Not much more: it may be an honest leader later, and nobody forgets its words.
+            sequence: sequence + self.dice.roll(8),
+            generation: self.dice.roll(1 << 40),
+            digest: self.dice.roll(u64::MAX),
+            rows: 3,
+            interval_ms: 1_000,
+            forward: false,
+            voucher: None,
+            leaving: false,
+            name: None,
+        };
+        let operation = Operation::Delete { application: ApplicationId(0), version: 1 << 40 };
+        let (body, sequence) = match self.dice.roll(4) {
+            0 => (Body::Goodbye, 1 << 40),
+            1 => (Body::RowChange { generation: 1 << 40, operations: vec![operation] }, 1 << 40),
+            _ => (Body::Heartbeat(vec![beat]), 0),
+        };
+        let bytes = encode(&Message { host: host_id, incarnation, sequence, body });
+        if about != host {
+            for unit in 0..self.plan.units {
+                if !self.paused.contains(&Node::Unit(unit)) {
+                    self.deliver(Node::Host(host), Node::Unit(unit), &bytes);
+                }
+            }
+            // A dead host may seem to live for as long as somebody says so.
+            if let Some(over) = &mut self.hosts[usize::try_from(about).unwrap()].over {
+                *over = self.now;
+            }
+        }
+    }
+
+    /// Does each group have one leader, whom all others follow?
+    fn groups_agree(&self) -> Result<(), String> {
+        if self.plan.group == 1 {
+            return Ok(());
+        }
+        let lives = |simulated: &&SimulatedHost| simulated.end.as_ref().is_some_and(|end| !end.is_gone());
+        for (at, group) in self.hosts.chunks(usize::try_from(self.plan.group).unwrap()).enumerate() {
+            let ends: Vec<&GroupEnd> = group.iter().filter(lives).filter_map(|simulated| simulated.group.as_ref()).collect();
+            let leading = ends.iter().filter(|end| end.role() == Role::Leading).count();
+            let leader = ends.first().and_then(|end| end.leader());
+            if !ends.is_empty() && (leading != 1 || leader.is_none() || ends.iter().any(|end| end.leader() != leader)) {
+                let roles: Vec<Role> = ends.iter().map(|end| end.role()).collect();
+                return Err(format!("{} ms: group {at} does not agree: {roles:?}", self.now));
+            }
+            if let Some(end) = ends.iter().find(|end| end.members() != ends.len()) {
+                return Err(format!("group {at}: {:?} counts {} of {}", end.role(), end.members(), ends.len()));
+            }
+        }
+        Ok(())
+    }
+
     /// How long to run until all caches are right, at most `longest` ms; the reason why not.
     pub(crate) fn settle(&mut self, longest: u64) -> Result<u64, String> {
         let begun = self.now;
         loop {
             self.run(self.now + 100);
-            match (self.broken.take(), self.converged()) {
+            match (self.broken.take(), self.converged().and_then(|()| self.groups_agree())) {
                 (Some(broken), _) => return Err(broken),
                 (None, Ok(())) => return Ok(self.now - begun),
                 (None, Err(why)) if self.now - begun >= longest => return Err(why),
@@ -749,12 +915,11 @@ impl Conn {
     }
 }
 
-fn claims(node: Node) -> Claims {
-    let hosts = match node {
-        Node::Host(host) => BTreeSet::from([HostId(host)]),
-        Node::Unit(_) => BTreeSet::new(),
-    };
-    Claims { hosts }
+fn claims(node: Node, group: u32) -> Claims {
+    let Node::Host(host) = node else { return Claims::default() };
+    let first = host / group * group;
+    let vouches = if group > 1 { vec![(HostId(first), HostId(first + group - 1))] } else { Vec::new() };
+    Claims { hosts: BTreeSet::from([HostId(host)]), vouches }
 }
 
 fn live_rows(end: &UnitEnd) -> BTreeMap<(HostId, ApplicationId), Row> {
@@ -772,6 +937,7 @@ pub(crate) fn plan(seed: u64) -> Plan {
         units: u32::try_from(up_to(1, 5)).unwrap(),
         hosts: u32::try_from(up_to(1, 20)).unwrap(),
         applications: u32::try_from(up_to(1, 40)).unwrap(),
+        group: u32::try_from([1, 2, 5, 10][usize::try_from(up_to(0, 3)).unwrap()]).unwrap(),
         loss: up_to(0, 250),
         duplicates: up_to(0, 150),
         delay: up_to(1, 250),
@@ -796,4 +962,4 @@ pub(crate) fn converge(plan: Plan) -> Result<(u64, World), String> {
 const AT_ONCE_MAX: usize = 100_000;
 
 /// All has to be right after so long without new faults.
-const PEACE: Duration = Duration::from_secs(20);
+const PEACE: Duration = Duration::from_secs(40);

@@ -1,0 +1,188 @@
+//! Links between the hosts of a group, dialled as the group's state machine wants them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quinn::{ClientConfig, Endpoint, TokioRuntime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use weir_health_protocol::{GroupEnd, To, ToUnit};
+use weir_identity::{HostId, Moment};
+
+use crate::agent::{AgentError, GroupPlan};
+use crate::keys::{Keys, Patience, host_name};
+use crate::link::{LinkEnd, Report, serve};
+use crate::listener::accept;
+
+/// An agent's links to other hosts of its group.
+pub(crate) struct GroupLinks {
+    plan: GroupPlan,
+    endpoint: Endpoint,
+    config: ClientConfig,
+    next: Arc<AtomicU64>,
+    reports: mpsc::Sender<Report>,
+    links: BTreeMap<u64, Link>,
+    dialling: BTreeSet<HostId>,
+    over: (mpsc::UnboundedSender<HostId>, mpsc::UnboundedReceiver<HostId>),
+    tasks: JoinSet<()>,
+}
+
+struct Link {
+    peer: HostId,
+    end: LinkEnd,
+    dialled: bool,
+}
+
+impl GroupLinks {
+    pub(crate) fn new(
+        plan: GroupPlan,
+        interval: Duration,
+        keys: &Keys,
+        next: Arc<AtomicU64>,
+        reports: mpsc::Sender<Report>,
+    ) -> Result<GroupLinks, AgentError> {
+        if keys.names().member(&plan.group) != Some(plan.host) {
+            return Err(AgentError::NotMember(plan.host, plan.group));
+        }
+        let address = plan.listen;
+        let failed = |source| AgentError::Listen { address, source };
+        let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+        let endpoint = Endpoint::new(keys.endpoint(), Some(keys.server()?), socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(failed)?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone()));
+        Ok(GroupLinks {
+            plan,
+            endpoint,
+            config: keys.client(Patience::heartbeat(interval))?,
+            next,
+            reports,
+            links: BTreeMap::new(),
+            dialling: BTreeSet::new(),
+            over: mpsc::unbounded_channel(),
+            tasks,
+        })
+    }
+
+    /// The next host that could not be dialled, or whose dialled link has ended; for ever without a group.
+    pub(crate) async fn undialled(links: Option<&mut GroupLinks>) -> HostId {
+        let Some(links) = links else { return std::future::pending().await };
+        match links.over.1.recv().await {
+            Some(peer) => {
+                links.dialling.remove(&peer);
+                peer
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes what is said about a link of the group; everything else is left.
+    pub(crate) fn take(&mut self, group: &mut GroupEnd, report: Report, now: Moment) -> Option<Report> {
+        match report {
+            Report::Up { link, names, end } if names.unit.is_none() => match names.member(&self.plan.group) {
+                Some(peer) => {
+                    let dialled = self.dialling.contains(&peer) && end.is_client();
+                    self.links.insert(link, Link { peer, end, dialled });
+                    group.handle_link_up(peer, now);
+                }
+                None => end.close("not of this group"),
+            },
+            Report::Down { link } => {
+                let Some(Link { peer, .. }) = self.links.remove(&link) else { return Some(Report::Down { link }) };
+                if self.to(peer).is_none() {
+                    group.handle_link_down(peer, now);
+                }
+            }
+            Report::Message { link, message } => {
+                let Some(Link { peer, .. }) = self.links.get(&link) else { return Some(Report::Message { link, message }) };
+                if let Err(refusal) = group.handle(*peer, message, now) {
+                    tracing::debug!(%peer, %refusal, "message refused");
+                }
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Sends what the group has to say, dials whom it wants, and gives up whom it does not.
+    pub(crate) fn flush<'a>(
+        &mut self,
+        group: &mut GroupEnd,
+        units: impl Iterator<Item = &'a LinkEnd> + Clone,
+        now: Moment,
+    ) {
+        while let Some((to, message)) = group.poll_transmit() {
+            match to {
+                To::Units => units.clone().for_each(|end| end.send(&message)),
+                To::Peer(peer) => self.to(peer).into_iter().for_each(|end| end.send(&message)),
+            }
+        }
+        let wanted: BTreeSet<HostId> = group.wanted(now).into_iter().collect();
+        let unwanted = |link: &&Link| link.dialled && !wanted.contains(&link.peer);
+        self.links.values().filter(unwanted).for_each(|link| link.end.close("not wanted any more"));
+        for peer in wanted {
+            if self.to(peer).is_none() && !self.dialling.contains(&peer) {
+                self.dial(peer);
+            }
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Ends all links.
+    pub(crate) fn close(&self) {
+        self.links.values().for_each(|link| link.end.close("slept"));
+    }
+
+    fn to(&self, peer: HostId) -> Option<&LinkEnd> {
+        self.links.values().rev().find(|link| link.peer == peer).map(|link| &link.end)
+    }
+
+    fn dial(&mut self, peer: HostId) {
+        let Some(address) = self.plan.peers.get(&peer).copied() else { return };
+        self.dialling.insert(peer);
+        let link = self.next.fetch_add(1, Ordering::Relaxed);
+        let (over, reports) = (self.over.0.clone(), self.reports.clone());
+        let dialling = dial(self.endpoint.clone(), self.config.clone(), address, peer);
+        self.tasks.spawn(async move {
+            match dialling.await {
+                Ok(connection) => serve(link, connection, true, reports).await,
+                Err(why) => tracing::debug!(%peer, %address, why, "no link to a host of the group"),
+            }
+            let _ = over.send(peer);
+        });
+    }
+}
+
+async fn dial(
+    endpoint: Endpoint,
+    config: ClientConfig,
+    address: SocketAddr,
+    peer: HostId,
+) -> Result<quinn::Connection, String> {
+    let connecting = endpoint.connect_with(config, address, &host_name(peer)).map_err(|error| error.to_string())?;
+    match timeout(DIAL, connecting).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {DIAL:?}")),
+    }
+}
+
+/// A host of a group sends its heartbeats to the leader; what is left goes to the units.
+pub(crate) fn pass(
+    host: HostId,
+    out: ToUnit,
+    group: Option<&mut GroupEnd>,
+    links: Option<&GroupLinks>,
+    now: Moment,
+) -> Option<ToUnit> {
+    match (group, links) {
+        (Some(group), Some(links)) if links.plan.host == host => group.route(out, now),
+        _ => Some(out),
+    }
+}
+
+/// Half a heartbeat of a second: who does not answer by then is not waited for.
+const DIAL: Duration = Duration::from_millis(500);
