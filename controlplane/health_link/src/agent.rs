@@ -284,6 +284,7 @@ async fn drive(
                     tracing::debug!(%unit, %refusal, "message refused");
                 }
             }
+            Some(Report::Flood) => {}
             Some(Report::Malformed { error }) => tracing::warn!(%error, "a unit sent what is no message"),
         }
     }

@@ -98,7 +98,9 @@ impl GroupLinks {
                 }
             }
             Report::Message { link, message } => {
-                let Some(Link { peer, .. }) = self.links.get(&link) else { return Some(Report::Message { link, message }) };
+                let Some(Link { peer, .. }) = self.links.get(&link) else {
+                    return Some(Report::Message { link, message });
+                };
                 if let Err(refusal) = group.handle(*peer, message, now) {
                     tracing::debug!(%peer, %refusal, "message refused");
                 }

@@ -2,8 +2,16 @@
 //!
 //! An [`Agent`] speaks for a host (or, as a proxy, for several) to two of the units it knows; a [`Listener`] keeps a unit's
 //! consolidated cache. What a node may say is in its certificate: a DNS name `7.host.weir` for each host, `1.unit.weir` for a unit.
+//! A member of a group has names like `1-20.rack-3.group.weir`, too: it may say, as the group's leader, that the hosts 1 to 20 live. Members
+//! listen for each other ([`GroupPlan`]) and link as the group's state machine wants.
+//!
 //! Heartbeats go in datagrams, everything else over one ordered stream each way; each message on it has its length in front of it. The
-//! protocol's name (ALPN) is `weir-health/1`. A connection over which nothing comes for a second is down. Connection ids and reset tokens
+//! protocol's name (ALPN) is `weir-health/1`. Who dials says how soon silence ends a
+//! connection: units after a second; a host after three and a half heartbeats, which are all that keeps it up; a member of a group after a
+//! minute. Whatever a dialler sends has to be acknowledged within a second. A node has at most four links to a unit, and may send 500 messages a
+//! second after a burst of 1000; more has to wait and is counted. `cargo bench -p weir-health-link --bench scale` measures what 10,000 hosts cost.
+//!
+//! Connection ids and reset tokens
 //! are made from the node's key, so that a node that was killed and started again is noticed with the next packet.
 
 #![forbid(unsafe_code)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
 
 use crate::keys::{Names, names};
@@ -20,6 +20,8 @@ pub(crate) enum Report {
     Message { link: u64, message: Message },
     /// Bytes came that are none.
     Malformed { error: DecodeError },
+    /// A message has to wait: there are too many from there.
+    Flood,
     /// It is over.
     Down { link: u64 },
 }
@@ -102,6 +104,8 @@ pub(crate) async fn serve(link: u64, connection: Connection, watched: bool, repo
     let watched = watched.then(Arc::default);
     let end = LinkEnd { connection: connection.clone(), ordered, watched };
     let watching = watch(end.clone());
+    // Units pass on what many hosts say.
+    let limited = names.unit.is_none();
     if reports.send(Report::Up { link, names, end }).await.is_err() {
         return;
     }
@@ -111,11 +115,13 @@ pub(crate) async fn serve(link: u64, connection: Connection, watched: bool, repo
     };
     let receiving = async {
         let stream = connection.accept_uni().await?;
-        receive_all(link, stream, &reports).await
+        receive_all(link, stream, Rate::new(limited), &reports).await
     };
     let datagrams = async {
+        let mut rate = Rate::new(limited);
         loop {
             let bytes = connection.read_datagram().await?;
+            rate.wait(&reports).await;
             if !take(link, &bytes, &reports).await {
                 return Ok(());
             }
@@ -144,7 +150,12 @@ async fn send_all(mut stream: SendStream, mut outgoing: mpsc::Receiver<Vec<u8>>)
     Ok(())
 }
 
-async fn receive_all(link: u64, mut stream: RecvStream, reports: &mpsc::Sender<Report>) -> Result<(), ConnectionError> {
+async fn receive_all(
+    link: u64,
+    mut stream: RecvStream,
+    mut rate: Rate,
+    reports: &mpsc::Sender<Report>,
+) -> Result<(), ConnectionError> {
     loop {
         let mut length = [0; 4];
         if stream.read_exact(&mut length).await.is_err() {
@@ -155,10 +166,37 @@ async fn receive_all(link: u64, mut stream: RecvStream, reports: &mpsc::Sender<R
             let _ = reports.send(Report::Malformed { error: DecodeError::Long(length) }).await;
             return Ok(());
         }
+        rate.wait(reports).await;
         let mut bytes = vec![0; length];
         if stream.read_exact(&mut bytes).await.is_err() || !take(link, &bytes, reports).await {
             return Ok(());
         }
+    }
+}
+
+/// How many messages a host may send: whoever sends more waits, and what it sends meanwhile fills its own buffers.
+struct Rate {
+    limited: bool,
+    tokens: u32,
+    filled: Instant,
+}
+
+impl Rate {
+    fn new(limited: bool) -> Rate {
+        Rate { limited, tokens: BURST, filled: Instant::now() }
+    }
+
+    async fn wait(&mut self, reports: &mpsc::Sender<Report>) {
+        if self.tokens == 0 && self.limited {
+            let new = self.filled.elapsed().as_millis() / EVERY.as_millis();
+            self.tokens = u32::try_from(new).unwrap_or(BURST).min(BURST);
+            self.filled = Instant::now();
+            if self.tokens == 0 {
+                let _ = reports.send(Report::Flood).await;
+                sleep(EVERY).await;
+            }
+        }
+        self.tokens = self.tokens.saturating_sub(1);
     }
 }
 
@@ -176,5 +214,8 @@ async fn take(link: u64, bytes: &[u8], reports: &mpsc::Sender<Report>) -> bool {
 
 /// Whatever is sent is acknowledged within that time, or there is nobody.
 const ANSWER: Duration = Duration::from_secs(1);
+/// So many messages may come at once, and then one in each of these times.
+const BURST: u32 = 1_000;
+const EVERY: Duration = Duration::from_millis(2);
 /// So many messages may wait for a peer.
 const ORDERED_MAX: usize = 4096;

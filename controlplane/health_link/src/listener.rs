@@ -1,6 +1,6 @@
 //! The unit's driver: takes hosts' connections, keeps the consolidated cache, and passes on to other units.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,6 +130,10 @@ pub(crate) async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mp
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut links = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
+        if links.len() >= LINKS_MAX {
+            incoming.refuse();
+            continue;
+        }
         // Whoever cannot be served now is told to prove its address first, and to come again.
         let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
             if incoming.may_retry() {
@@ -190,6 +194,7 @@ struct Link {
 async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Receiver<Report>, told: watch::Sender<u64>) {
     let mut links: BTreeMap<u64, Link> = BTreeMap::new();
     let mut ways: BTreeMap<Way, u64> = BTreeMap::new();
+    let mut of_one: BTreeMap<HostId, VecDeque<u64>> = BTreeMap::new();
     let mut batch = Vec::with_capacity(BATCH);
     let mut last = clock.now();
     loop {
@@ -227,12 +232,21 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
         for report in batch.drain(..) {
             match report {
                 Report::Up { link, names, end: link_end } => {
+                    if let Some(first) = names.hosts.first() {
+                        let same = of_one.entry(*first).or_default();
+                        same.push_back(link);
+                        if same.len() > LINKS_OF_ONE
+                            && let Some(oldest) = same.pop_front().and_then(|oldest| links.get(&oldest))
+                        {
+                            oldest.end.close("there are newer links of this node");
+                        }
+                    }
                     ways.extend(names.hosts.iter().map(|host| (Way::Host(*host), link)));
                     if let Some(unit) = names.unit {
                         ways.insert(Way::Unit(unit), link);
                         end.handle_unit_up(unit, now);
                     }
-                    tracing::info!(unit = ?names.unit, hosts = ?names.hosts, "linked");
+                    tracing::debug!(unit = ?names.unit, hosts = ?names.hosts, "linked");
                     let claims = names.claims();
                     links.insert(link, Link { unit: names.unit, claims, end: link_end });
                 }
@@ -244,8 +258,17 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                     }
                 }
                 Report::Malformed { error } => end.count_malformed(error),
+                Report::Flood => end.count_flood(),
                 Report::Down { link } => {
                     let Some(gone) = links.remove(&link) else { continue };
+                    if let Some(first) = gone.claims.hosts.first()
+                        && let Some(same) = of_one.get_mut(first)
+                    {
+                        same.retain(|other| *other != link);
+                        if same.is_empty() {
+                            of_one.remove(first);
+                        }
+                    }
                     // Those that have another way by now keep it.
                     ways.retain(|_, way| *way != link);
                     let is_over = |host: &HostId| !ways.contains_key(&Way::Host(*host));
@@ -271,6 +294,10 @@ const REPORTS_MAX: usize = 4096;
 const BATCH: usize = 256;
 /// So many handshakes may be going on.
 const HANDSHAKES_MAX: usize = 512;
+/// So many links there may be.
+const LINKS_MAX: usize = 65_536;
+/// So many of one node: it may have begun anew and have another agent beside it for a while.
+const LINKS_OF_ONE: usize = 4;
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// The driver looks around at least so often.
 const REST: Duration = Duration::from_secs(1);

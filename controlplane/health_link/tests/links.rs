@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use weir_health_link::{Agent, Cache, Checks, Keys, ListenError, ListenSettings, Listener};
+use weir_health_link::{Agent, Cache, Checks, GroupPlan, Keys, ListenError, ListenSettings, Listener};
 use weir_health_load::{Directive, Health};
-use weir_health_protocol::{CachedHost, HostSettings, Identity, Presence, Status, UnitSettings};
+use weir_health_protocol::{CachedHost, HostSettings, Identity, Presence, Role, Status, UnitSettings};
 use weir_identity::{ApplicationId, HostId, Incarnation, UnitId};
 use weir_pki::{Authority, Node};
 
@@ -253,4 +253,88 @@ async fn haproxy_does_what_agents_say() {
     haproxy.until("DRAIN", "60").await;
     direct(Directive::Active);
     haproxy.until("no check", "60").await;
+}
+
+/// Five hosts of a group, and where they listen.
+fn members(cluster: &Cluster, unit: SocketAddr) -> Vec<Agent> {
+    let sockets: Vec<std::net::UdpSocket> = (0..5).map(|_| std::net::UdpSocket::bind(loopback()).unwrap()).collect();
+    let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap());
+    let peers: BTreeMap<HostId, SocketAddr> = (5..10).map(HostId).zip(addresses).collect();
+    drop(sockets);
+    let join = |(host, listen): (&HostId, &SocketAddr)| {
+        let (group, hosts) = ("rack-3".to_owned(), [*host].into());
+        let node = Node::Member { hosts, group: group.clone(), vouches: vec![(HostId(5), HostId(9))] };
+        let keys = Keys::load(&cluster.authority.issue(&format!("member-{host}"), &node, 1).unwrap()).unwrap();
+        let settings = HostSettings { interval: Duration::from_millis(300), ..HostSettings::new(*host) };
+        let plan = GroupPlan { group, host: *host, listen: *listen, peers: peers.clone() };
+        let units = BTreeMap::from([(UnitId(1), unit)]);
+        let agent = Agent::spawn_in_group(vec![settings], units, Some(plan), &keys).unwrap();
+        agent
+            .with(*host, |end, _| end.register(APPLICATION, Identity::default(), 50, Directive::Active))
+            .unwrap()
+            .unwrap();
+        agent
+    };
+    peers.iter().map(join).collect()
+}
+
+/// Waits until one leads and all follow it; who that is.
+async fn agreed(agents: &[Agent]) -> HostId {
+    let begun = Instant::now();
+    loop {
+        let all: Vec<_> = agents.iter().filter_map(Agent::group).collect();
+        let leader = all[0].leader;
+        let leads = all.iter().filter(|status| status.role == Role::Leading).count() == 1;
+        if let Some(leader) = leader
+            && leads
+            && all.iter().all(|status| status.leader == Some(leader) && status.members == agents.len())
+        {
+            return leader;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "no agreement: {all:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_beats_for_its_group_and_is_replaced() {
+    let cluster = Cluster::new();
+    let unit = cluster.listen(1, loopback(), &[]).unwrap();
+    let cache = unit.cache();
+    let mut agents = members(&cluster, unit.address());
+    let leader = agreed(&agents).await;
+    until(&cache, "live", |cached| cached.presence() == Presence::Live).await;
+    let live =
+        |cache: &Cache| cache.with(|end, _| end.hosts().filter(|(_, host)| host.presence() == Presence::Live).count());
+    // Only the leader's heartbeats come; all stay live by them, for longer than three of their own would be missed.
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(live(&cache), 5);
+    }
+    let position = agents.iter().position(|agent| agent.hosts() == [leader]).unwrap();
+    drop(agents.remove(position));
+    let begun = Instant::now();
+    let next = agreed(&agents).await;
+    println!("leader {leader} replaced by {next} after {:?}", begun.elapsed());
+    let silent =
+        |cache: &Cache| cache.with(|end, _| end.host(leader).is_some_and(|host| host.presence() == Presence::Silent));
+    while !silent(&cache) {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..40 {
+        assert_eq!(live(&cache), 4);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // A row that changes is told by the host itself.
+    let member = agents.iter().find(|agent| agent.hosts() != [next]).unwrap();
+    let host = member.hosts()[0];
+    let status = Status { health: Health::Failing, load: 3, capacity: 50 };
+    member.with(host, |end, _| end.report(APPLICATION, status)).unwrap().unwrap();
+    let known = |cache: &Cache| cache.with(|end, _| end.host(host)?.table().row(APPLICATION).map(|row| row.status));
+    let begun = Instant::now();
+    while known(&cache) != Some(status) {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

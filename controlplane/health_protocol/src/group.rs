@@ -248,7 +248,9 @@ impl GroupEnd {
                 }
                 let asks = view.asks;
                 known.view = Some(view.clone());
-                if self.role == Role::Following(from) && self.last.as_ref().is_some_and(|last| last.sequence <= message.sequence) {
+                if self.role == Role::Following(from)
+                    && self.last.as_ref().is_some_and(|last| last.sequence <= message.sequence)
+                {
                     self.unanswered = 0;
                     self.due = None;
                 }
@@ -484,7 +486,8 @@ impl GroupEnd {
             self.lead(now);
             return;
         }
-        self.hint = self.hint.or(next.filter(|next| self.peers.get(next).is_some_and(|known| known.shunned_until <= now)));
+        self.hint =
+            self.hint.or(next.filter(|next| self.peers.get(next).is_some_and(|known| known.shunned_until <= now)));
         if let Some(last) = self.last.clone() {
             if self.linked && !planted(Bug::NoLeaderNoBeat) {
                 self.send(To::Units, Body::Heartbeat(vec![last]));
@@ -532,8 +535,11 @@ impl GroupEnd {
         }
         self.due = None;
         // What lay here while this host could not run is no sign of life any more.
-        let fresh = |(at, _): &(Moment, Beat)| now.since(*at) <= self.settings.interval / PASSED_ON_IN * 2 || planted(Bug::LeaderPassesOld);
-        let beats: Vec<Beat> = std::mem::take(&mut self.pending).into_values().filter(fresh).map(|(_, beat)| beat).collect();
+        let fresh = |(at, _): &(Moment, Beat)| {
+            now.since(*at) <= self.settings.interval / PASSED_ON_IN * 2 || planted(Bug::LeaderPassesOld)
+        };
+        let beats: Vec<Beat> =
+            std::mem::take(&mut self.pending).into_values().filter(fresh).map(|(_, beat)| beat).collect();
         for beats in beats.chunks(BEATS_MAX) {
             self.send(To::Units, Body::Heartbeat(beats.to_vec()));
         }
@@ -542,7 +548,8 @@ impl GroupEnd {
     /// Looks for another leader: asks one after another of those that do not follow.
     fn probe(&mut self, now: Moment) {
         let after = self.probed.unwrap_or(HostId(0));
-        let candidate = |(peer, known): &(&HostId, &Known)| known.shunned_until <= now && !self.members.contains_key(*peer);
+        let candidate =
+            |(peer, known): &(&HostId, &Known)| known.shunned_until <= now && !self.members.contains_key(*peer);
         let mut others = self.peers.iter().filter(candidate).map(|(peer, _)| *peer);
         let first = others.clone().next();
         self.probed = others.find(|peer| *peer > after).or(first);

@@ -47,6 +47,9 @@ pub enum Refusal {
     /// There are too many hosts already.
     #[error("no room for host {0}")]
     Full(HostId),
+    /// It comes faster than any host has reason to: it has to wait.
+    #[error("too many messages at once")]
+    Flood,
 }
 
 /// How many messages were refused, by reason.
@@ -70,6 +73,8 @@ pub struct Refusals {
     pub unknown: u64,
     /// [`Refusal::Full`]
     pub full: u64,
+    /// [`Refusal::Flood`]
+    pub flood: u64,
 }
 
 impl Refusals {
@@ -85,6 +90,7 @@ impl Refusals {
             Refusal::Unasked(_) => &mut self.unasked,
             Refusal::Unknown => &mut self.unknown,
             Refusal::Full(_) => &mut self.full,
+            Refusal::Flood => &mut self.flood,
         } += 1;
     }
 
@@ -100,6 +106,7 @@ impl Refusals {
             ("unasked", self.unasked),
             ("unknown", self.unknown),
             ("full", self.full),
+            ("flood", self.flood),
         ]
         .into_iter()
     }

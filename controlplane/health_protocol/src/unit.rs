@@ -156,6 +156,11 @@ impl UnitEnd {
         self.refusals.count(&Refusal::Malformed(error));
     }
 
+    /// Counts a message that had to wait, because its sender sends too many.
+    pub fn count_flood(&mut self) {
+        self.refusals.count(&Refusal::Flood);
+    }
+
     /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
     pub fn expect_host(&mut self, host: HostId, now: Moment) {
         let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
@@ -240,13 +245,7 @@ impl UnitEnd {
     }
 
     /// Takes a leader's word that a host lives, and what the host's digest is: nothing else, and nothing that the host could not undo.
-    fn take_vouched(
-        &mut self,
-        origin: Origin<'_>,
-        voucher: HostId,
-        beat: Beat,
-        now: Moment,
-    ) -> Result<(), Refusal> {
+    fn take_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat, now: Moment) -> Result<(), Refusal> {
         let host = beat.host;
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));

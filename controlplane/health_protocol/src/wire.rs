@@ -443,21 +443,32 @@ pub(crate) mod tests {
     use crate::table::tests::{directive, row};
 
     fn beat() -> impl Strategy<Value = Beat> {
-        (any::<[u64; 4]>(), any::<(u32, u16, [bool; 2], Option<u32>)>(), 1..=u16::MAX, prop::option::of("[a-z0-9.-]{0,60}")).prop_map(
-            |([incarnation, sequence, generation, digest], (host, rows, [forward, leaving], voucher), interval_ms, name)| Beat {
-                host: HostId(host),
-                incarnation: Incarnation(incarnation),
-                sequence,
-                generation,
-                digest,
-                rows,
-                interval_ms,
-                forward,
-                voucher: voucher.map(HostId),
-                leaving: voucher.is_some() && leaving,
-                name,
-            },
+        (
+            any::<[u64; 4]>(),
+            any::<(u32, u16, [bool; 2], Option<u32>)>(),
+            1..=u16::MAX,
+            prop::option::of("[a-z0-9.-]{0,60}"),
         )
+            .prop_map(
+                |(
+                    [incarnation, sequence, generation, digest],
+                    (host, rows, [forward, leaving], voucher),
+                    interval_ms,
+                    name,
+                )| Beat {
+                    host: HostId(host),
+                    incarnation: Incarnation(incarnation),
+                    sequence,
+                    generation,
+                    digest,
+                    rows,
+                    interval_ms,
+                    forward,
+                    voucher: voucher.map(HostId),
+                    leaving: voucher.is_some() && leaving,
+                    name,
+                },
+            )
     }
 
     fn operation() -> impl Strategy<Value = Operation> {

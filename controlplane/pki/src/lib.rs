@@ -117,7 +117,12 @@ impl Authority {
             Node::Hosts(hosts) => host_names(hosts),
             Node::Member { hosts, group, vouches } => {
                 let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-                if !group.chars().all(inner) || group.is_empty() || group.len() > 63 || group.starts_with('-') || group.ends_with('-') {
+                if !group.chars().all(inner)
+                    || group.is_empty()
+                    || group.len() > 63
+                    || group.starts_with('-')
+                    || group.ends_with('-')
+                {
                     return Err(PkiError::Group(group.clone()));
                 }
                 let vouches = vouches.iter().map(|(first, last)| format!("{first}-{last}.{group}.group.weir"));

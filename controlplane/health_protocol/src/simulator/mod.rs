@@ -1,6 +1,6 @@
 //! Random schedules in virtual time: whatever happened, once there is peace all caches become equal to their hosts' tables.
 //!
-//! Seeds are 1, 2, 3, …; 10,000 of them: `WEIR_SCHEDULES=10000 cargo test -p weir-health-protocol schedules_converge -- --nocapture`
+//! Seeds are 1, 2, 3, … (`WEIR_SEED=199 WEIR_SCHEDULES=1`: only that one); 10,000 of them: `WEIR_SCHEDULES=10000 cargo test -p weir-health-protocol schedules_converge -- --nocapture`
 
 mod world;
 
@@ -22,8 +22,9 @@ fn schedules(seeds: impl Iterator<Item = u64>) {
 
 #[test]
 fn schedules_converge() {
-    let count = std::env::var("WEIR_SCHEDULES").map_or(300, |count| count.parse().unwrap());
-    schedules(1..=count);
+    let setting = |name, default| std::env::var(name).map_or(default, |value| value.parse().unwrap());
+    let first = setting("WEIR_SEED", 1);
+    schedules(first..first + setting("WEIR_SCHEDULES", 300));
 }
 
 #[test]
@@ -73,10 +74,3 @@ const BUGS: [Bug; 22] = [
     Bug::LeadersStay,
     Bug::NoLeaderNoBeat,
 ];
-
-#[test]
-#[ignore]
-fn trace() {
-    let seed = std::env::var("WEIR_SEED").unwrap().parse().unwrap();
-    println!("{:?}", converge(plan(seed)).map(|(time, _)| time));
-}

@@ -8,8 +8,8 @@ use weir_health_load::{Directive, Health};
 use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::{
-    Beat, Body, Claims, GroupEnd, GroupSettings, HostEnd, HostSettings, Identity, LIFE_BITS, Message, Operation, Origin, Peer,
-    Presence, Role, Row, RowError, Status, To, UnitEnd, UnitSettings, decode, encode,
+    Beat, Body, Claims, GroupEnd, GroupSettings, HostEnd, HostSettings, Identity, LIFE_BITS, Message, Operation,
+    Origin, Peer, Presence, Role, Row, RowError, Status, To, UnitEnd, UnitSettings, decode, encode,
 };
 
 /// Numbers from a seed (splitmix64).
@@ -547,7 +547,8 @@ impl World {
     fn watch(&mut self, index: u32) {
         let simulated = &self.hosts[usize::try_from(index).unwrap()];
         // A leader has two fifths of a second, and there is a way more.
-        let longest = if self.plan.group > 1 { 3_900 + 4 * self.plan.delay + 500 } else { 3_500 + 3 * self.plan.delay + 500 };
+        let longest =
+            if self.plan.group > 1 { 3_900 + 4 * self.plan.delay + 500 } else { 3_500 + 3 * self.plan.delay + 500 };
         let is_over = simulated.over.is_some_and(|over| self.now - over > longest);
         for (unit, end) in (0..).zip(&self.units) {
             let Some(end) = end.end.as_ref().filter(|_| !self.paused.contains(&Node::Unit(unit))) else { continue };
@@ -838,7 +839,8 @@ impl World {
         let about = about.min(self.plan.hosts - 1);
         let Some(truth) = self.hosts[usize::try_from(about).unwrap()].end.as_ref() else { return };
         let (host_id, incarnation, sequence) = (HostId(about), truth.incarnation(), truth.sequence());
-        let later = if self.dice.per_mille(500) { incarnation } else { Incarnation(incarnation.0 + self.dice.roll(1 << 30)) };
+        let later =
+            if self.dice.per_mille(500) { incarnation } else { Incarnation(incarnation.0 + self.dice.roll(1 << 30)) };
         let beat = Beat {
             host: host_id,
             incarnation: later,
@@ -880,7 +882,8 @@ impl World {
         }
         let lives = |simulated: &&SimulatedHost| simulated.end.as_ref().is_some_and(|end| !end.is_gone());
         for (at, group) in self.hosts.chunks(usize::try_from(self.plan.group).unwrap()).enumerate() {
-            let ends: Vec<&GroupEnd> = group.iter().filter(lives).filter_map(|simulated| simulated.group.as_ref()).collect();
+            let ends: Vec<&GroupEnd> =
+                group.iter().filter(lives).filter_map(|simulated| simulated.group.as_ref()).collect();
             let leading = ends.iter().filter(|end| end.role() == Role::Leading).count();
             let leader = ends.first().and_then(|end| end.leader());
             if !ends.is_empty() && (leading != 1 || leader.is_none() || ends.iter().any(|end| end.leader() != leader)) {
