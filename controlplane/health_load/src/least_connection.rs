@@ -27,12 +27,7 @@ struct Place {
 
 impl LeastConnection {
     /// Begins anew with those that fit and the connections that they have. The `rotation`th comes first among equals.
-    pub(crate) fn rebuild<'a>(
-        &mut self,
-        fit: impl Iterator<Item = &'a Standing>,
-        ledger: &Ledger,
-        rotation: u32,
-    ) {
+    pub(crate) fn rebuild<'a>(&mut self, fit: impl Iterator<Item = &'a Standing>, ledger: &Ledger, rotation: u32) {
         self.order.clear();
         self.places.clear();
         let fit: Vec<&Standing> = fit.collect();

@@ -114,8 +114,7 @@ impl Farm {
             backup: false,
         };
         let policy = Policy { select: setting.select, ..Policy::default() };
-        let known =
-            ServiceStanding { service: SERVICE, policy, standings: (0..setting.hosts).map(standing).collect() };
+        let known = ServiceStanding { service: SERVICE, policy, standings: (0..setting.hosts).map(standing).collect() };
         let handler = SharedHandler::default();
         handler.lock().update(&known);
         let mut classifiers: Vec<LocalAllotments> =

@@ -55,10 +55,17 @@ fn survey() {
                         (Select::LeastConnection, 1),
                         (Select::LeastConnection, 8),
                         (Select::RoundRobin, 1),
-                        (Select::Percentages, 1),
                     ] {
-                        let setting =
-                            Setting { select, classifiers, trouble, hosts, places, spread, report_every, ..Setting::default() };
+                        let setting = Setting {
+                            select,
+                            classifiers,
+                            trouble,
+                            hosts,
+                            places,
+                            spread,
+                            report_every,
+                            ..Setting::default()
+                        };
                         print!("{hosts}x{places} {spread:?} {report_every} ");
                         show(setting);
                     }
