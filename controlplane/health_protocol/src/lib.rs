@@ -16,6 +16,10 @@
 //! A life of a host is an *incarnation*. A unit that knows a later one refuses messages of an earlier one, and says which it knows:
 //! a host whose clock went back takes the next number. Counters of earlier lives, late and repeated messages are refused and counted.
 //!
+//! # Several sources for one host
+//!
+//! A host may be spoken for by its own agent and by proxies; which of them counts is said at [`Rank`].
+//!
 //! # Units among themselves
 //!
 //! A host is linked to two units. Each tells the others what the host tells it directly, heartbeats several in one message; what came
@@ -75,6 +79,7 @@ mod relay;
 mod row;
 #[cfg(test)]
 mod simulator;
+mod source;
 mod table;
 mod unit;
 mod wire;
@@ -84,6 +89,7 @@ pub use host::{HostEnd, HostSettings, LIFE_BITS, ToUnit};
 pub use message::{Beat, Body, Kind, Message, Postulate, Wrong};
 pub use refusal::{Refusal, Refusals};
 pub use row::{CAPACITY_MAX, DETAIL_MAX, Directives, Identity, Operation, ROWS_MAX, Row, RowError, Status};
+pub use source::Rank;
 pub use table::{CHUNK_BITS_MAX, Table, chunk, chunk_bits};
 pub use unit::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 pub use wire::{DecodeError, MESSAGE_MAX, VERSION, decode, encode};
