@@ -6,6 +6,7 @@ from pathlib import Path
 from processes import run
 
 PORT = 7300
+PAGES = 7302
 
 CONFIG = """# Written by scripts/lab.
 host: {id}
@@ -17,7 +18,7 @@ applications:
 {applications}
 """
 
-WEB = '  - {{ application: {id}, capacity: {capacity}, endpoint: "127.0.0.1:{port}", probe: {{ http: /, interval: 250ms, fall: 1 }} }}'
+WEB = '  - {{ application: {id}, capacity: {capacity}, endpoint: "127.0.0.1:{port}", probe: {{ http: /, interval: 250ms, fall: 2 }} }}'
 
 
 def unit_address(topology):
