@@ -57,6 +57,7 @@
 //! | 7 postulate wrong | unit (4), its incarnation (8), count (2), then postulates, each with the known target (1; 255: no row) |
 //! | 8 postulate right | unit (4), its incarnation (8), count (2), then *postulates* |
 //!
+//! - A host's incarnation: 3 - rank (2 bits), milliseconds since 1970 when that life began (42 bits), chance (20 bits).
 //! - *beat*: host (4), incarnation (8), sequence (8), generation (8), digest (8), rows (2), interval in ms (2, not 0), flags (1: bit 0 pass
 //!   it on, bit 1 has a name), and if so the length of the name (1) and the name.
 //! - *operation*: 1 and a *row*: it is there; 2, application (4), version (8), *state*: it is another; 3, application (4), version (8): it is gone.
