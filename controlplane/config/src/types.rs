@@ -60,6 +60,8 @@ pub struct Agents {
     pub keys: PathBuf,
     /// Where HAProxy's agent-check is answered.
     pub checks: Option<SocketAddr>,
+    /// Where the cache can be read over HTTP.
+    pub http: Option<SocketAddr>,
     /// The other units, and where they listen.
     pub peers: BTreeMap<UnitId, SocketAddr>,
 }
