@@ -520,6 +520,7 @@ fn standing() -> ServiceStanding {
         endpoint: EndpointId(n),
         stable: u64::from(n),
         capacity,
+        load: None,
         directive: Directive::Active,
         health: Health::Healthy,
         backup: false,

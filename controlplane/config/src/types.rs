@@ -391,6 +391,10 @@ pub enum Select {
     Percentages,
     /// Consistent hash of the client.
     Hash,
+    /// Each in turn, along the capacities.
+    RoundRobin,
+    /// The fewest connections for the capacity.
+    LeastConnection,
 }
 
 /// Which token of an allotment is taken first.

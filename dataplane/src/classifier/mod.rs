@@ -98,6 +98,11 @@ impl<H> Classifier<H> {
 
     /// Decides about a packet, at once (by `reply`) or when an answer comes (by [`Classifier::poll`]).
     pub fn ask(&mut self, question: Question<H>, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
+        self.decide(question, now, reply);
+        self.tell_connections();
+    }
+
+    fn decide(&mut self, question: Question<H>, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
         self.counters.questions += 1;
         let question = if self.pending.is_empty() {
             question
@@ -157,6 +162,7 @@ impl<H> Classifier<H> {
         while let Some(waiting) = self.pending.overdue(now) {
             self.release(waiting, reply, |_, _, _| Verdict::Drop(Refusal::PendingFull));
         }
+        self.tell_connections();
     }
 
     /// Hears from a forwarder what happened to a route.
@@ -168,11 +174,26 @@ impl<H> Classifier<H> {
             Event::Expired => self.inventory.remove(&notice.key),
             Event::Evicted => self.inventory.mark_unrouted(&notice.key, millis(now)),
         }
+        self.tell_connections();
     }
 
     /// Forgets what is out of time among the next `count` places of the inventory.
     pub fn sweep(&mut self, count: usize, now: Moment) {
         self.inventory.sweep(count, millis(now), &self.farm.timeouts);
+        self.tell_connections();
+    }
+
+    /// Tells the allotments which connections began and ended.
+    fn tell_connections(&mut self) {
+        for (id, began) in self.inventory.news() {
+            let Some(endpoint) = self.farm.endpoint(id) else { continue };
+            let service = self.farm.services[endpoint.service].id;
+            if began {
+                self.allotments.began(service, id);
+            } else {
+                self.allotments.ended(service, id);
+            }
+        }
     }
 
     /// Answers from the inventory, or gives the question back.
