@@ -267,7 +267,10 @@ impl Lab {
                     (true, 0) => Twin::Port(end(true)),
                     (true, _) => Twin::Shard(0),
                 };
-                ShardPort::new(queue, twin)
+                match parts.ports[port].vlan {
+                    Some((parent, id)) => ShardPort::vlan(parent, id),
+                    None => ShardPort::new(queue, twin),
+                }
             });
             let ports = ports.collect();
             let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
