@@ -3,7 +3,7 @@
 use weir_cpu::MapError;
 
 use crate::flow::{FlowHash, Key};
-use crate::route_table::{IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
+use crate::route_table::{Action, IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// Sessions by flow, 64 bytes each for IPv4.
 ///
@@ -62,6 +62,16 @@ impl Inventory {
         self.change(key, |entry| {
             if entry.state() == State::Opening {
                 entry.set_state(State::Established);
+            }
+        });
+    }
+
+    /// The forwarder has completed the route's binding.
+    pub(super) fn bind(&mut self, key: &Key, bound: u64) {
+        self.change(key, |entry| {
+            let Route { action, state } = entry.route();
+            if let Action::Send { endpoint, mode, .. } = action {
+                entry.set_route(Route { action: Action::Send { endpoint, mode, value: bound }, state });
             }
         });
     }
