@@ -467,6 +467,8 @@ pub struct Endpoint {
     pub state: DirectiveState,
     /// Used only when no other endpoint fits.
     pub backup: bool,
+    /// On the unit itself: the port (index into [`Config::ports`]) whose own address it has, and whose twin takes its packets.
+    pub local: Option<usize>,
 }
 
 /// An endpoint's state by directive.
