@@ -77,7 +77,7 @@ impl Keeper {
             probed_health: None,
             reported_load: None,
             measured_load: None,
-            smoothed: Smoothed::new(now),
+            smoothed: Smoothed::new(0.0, now),
             told: 0,
             wanted: Directive::Active,
             failing: None,
@@ -216,7 +216,7 @@ impl Keeper {
         if let Some(kept) = self.applications.get_mut(&row.application) {
             (kept.reported_health, kept.probed_health) = (row.reported_health, row.probed_health);
             (kept.reported_load, kept.measured_load) = (row.reported_load, row.measured_load);
-            kept.smoothed.value = row.load.clamp(0.0, 1.0);
+            kept.smoothed = Smoothed::new(row.load.clamp(0.0, 1.0), now);
         }
         self.direct(end, row.application, row.target, now)
     }
