@@ -28,7 +28,7 @@ fn dsr_serves_ipv6() {
 
 #[test]
 fn nat_serves_ipv4() {
-    serves("nat4", &["--mode", "nat"]);
+    serves("nat4", &["--mode", "nat", "--no-agents"]);
 }
 
 #[test]
@@ -103,7 +103,16 @@ fn serves(name: &str, options: &[&str]) {
 
 #[test]
 fn a_dead_host_gets_nothing_new() {
-    let farm = Farm::up("dead", &["--mode", "dsr"]);
+    gets_nothing_new("dead", &[]);
+}
+
+#[test]
+fn a_dead_host_without_an_agent_gets_nothing_new() {
+    gets_nothing_new("probed", &["--no-agents"]);
+}
+
+fn gets_nothing_new(name: &str, options: &[&str]) {
+    let farm = Farm::up(name, options);
     let mut load = farm.load_in_background("4s");
     farm.call(&["host", "kill", "host-2"]);
     farm.wait_for("host-2 is seen failing", |farm| farm.health("host-2").iter().all(|health| health == "failing"));
@@ -187,7 +196,7 @@ fn a_drained_host_keeps_what_it_has_and_gets_nothing_new() {
 
 #[test]
 fn what_agents_say_decides() {
-    let farm = Farm::up("agents", &["--mode", "dsr", "--agents"]);
+    let farm = Farm::up("agents", &["--mode", "dsr"]);
     // Health: the connection after the one that is known decides.
     let mut times = Vec::new();
     for health in ["failing", "healthy"].repeat(10) {
@@ -217,7 +226,13 @@ fn what_agents_say_decides() {
     let load = farm.run_in_background("4s", &results);
     farm.wait_for("the load runs", |farm| farm.new_connections()["host-1"] > 0);
     farm.agent("host-1", &["drain"]);
-    let said = farm.weirctl(&["hosts"])[0]["services"][0]["agent"].clone();
+    let known = farm.weirctl(&["hosts"])[0].clone();
+    assert_eq!((&known["agent"]["presence"], &known["agent"]["rank"]), (&"live".into(), &0.into()));
+    assert!(known["agent"]["heard_ms"].as_u64() < Some(3_500), "{known}");
+    let said = known["services"][0]["agent"].clone();
+    assert!(said["since_ms"].is_u64(), "{said}");
+    let page = farm.page("/v1/hosts/1");
+    assert_eq!((&page["presence"], &page["applications"][0]["target"]), (&"live".into(), &"draining".into()));
     assert_eq!((&said["target"], &said["current"]), (&"draining".into(), &"draining".into()));
     expect_end(load);
     assert_eq!(farm.given_under_load()["host-1"], 0);
@@ -389,6 +404,15 @@ impl Farm {
         let mut agent = Command::new(bin_dir().join("weir-host"));
         agent.arg("--socket").arg(self.folder().join(host).join("agent.sock")).args(words);
         expect_success(&agent.stdin(Stdio::null()).output().expect("weir-host starts"));
+    }
+
+    /// What the unit tells readers.
+    fn page(&self, path: &str) -> Value {
+        let mut curl = Command::new("ip");
+        curl.args(["netns", "exec", &format!("weir-lab-{}-unit", self.name), "curl", "-sSf", "--noproxy", "*"]);
+        let done = curl.arg(format!("http://127.0.0.1:7302{path}")).output().expect("curl starts");
+        expect_success(&done);
+        serde_json::from_slice(&done.stdout).expect("JSON")
     }
 
     fn signal_agent(&self, host: &str, signal: &str) {

@@ -491,6 +491,7 @@ fn farm() -> Farm {
         backup: false,
         tunnel: None,
         pool: None,
+        local: None,
         hop: None,
     };
     let neighbour = |n| Neighbour { port: 0, address: address(n), mac: endpoint_mac(n) };

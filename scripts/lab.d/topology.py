@@ -210,12 +210,15 @@ class Topology:
             ip(host.namespace, "route replace default via 10.81.0.1", "route replace default via fd81::1")
         elif self.tunnelled:
             # The SYN-ACK goes straight to the client: only the host can leave room for the tunnel's header.
-            extra = 12 if self.mode == "gue" else 0
             ip(
                 host.namespace,
-                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {self.mtu - 60 - extra}",
-                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {self.mtu - 100 - extra}",
+                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {self.room(False) - 40}",
+                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {self.room(True) - 60}",
             )
+
+    def room(self, ipv6):
+        """The longest packet that fits through a tunnel, whose outer header is of the inner one's family."""
+        return self.mtu - (40 if ipv6 else 20) - (12 if self.mode == "gue" else 0)
 
     def down(self):
         """Removes the namespaces that exist; the wires go with them."""

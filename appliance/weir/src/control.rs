@@ -254,7 +254,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
     if let Some(cache) = &agents {
         let _ = shared.agents.set(cache.clone());
     }
-    let _checks = crate::agents::answer_checks(shared).await?;
+    let _readers = crate::agents::answer_readers(shared).await?;
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = Arc::new(Api::new(Arc::clone(shared)));

@@ -179,6 +179,7 @@ impl Knowledge {
                         }
                         _ => None,
                     },
+                    local: settings.local.map(port_id),
                     hop: None,
                 }
             })
@@ -271,7 +272,7 @@ impl Knowledge {
                 Way::OnLink(_) => None,
             })
             .collect();
-        for known in &self.endpoints {
+        for known in self.endpoints.iter().filter(|known| self.settings(known).1.local.is_none()) {
             let address = self.settings(known).1.address;
             let best = prefixes.iter().filter(|prefix| contains(prefix, address)).max_by_key(|prefix| prefix.length);
             wanted.extend(best.into_iter().flat_map(|prefix| &prefix.ways).filter_map(|way| match way {

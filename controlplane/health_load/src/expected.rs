@@ -24,7 +24,7 @@ pub(crate) struct Expected {
 
 impl Expected {
     pub(crate) fn new(now: Moment) -> Expected {
-        Expected { capacity: 0.0, load: None, live: 0, held: 0, seen: Smoothed::new(now) }
+        Expected { capacity: 0.0, load: None, live: 0, held: 0, seen: Smoothed::new(0.0, now) }
     }
 
     pub(crate) fn say(&mut self, capacity: u32, load: Option<u32>) {

@@ -10,10 +10,10 @@ pub struct Smoothed {
 }
 
 impl Smoothed {
-    /// Begins at zero.
+    /// Begins at `value`.
     #[must_use]
-    pub fn new(now: Moment) -> Smoothed {
-        Smoothed { value: 0.0, at: now }
+    pub fn new(value: f64, now: Moment) -> Smoothed {
+        Smoothed { value, at: now }
     }
 
     /// Follows `sample`, which has been so since the last one.
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn it_rises_faster_than_it_falls() {
-        let mut load = Smoothed::new(Moment(0));
+        let mut load = Smoothed::new(0.0, Moment(0));
         assert!((load.follow(1.0, Moment(1_000)) - 0.632).abs() < 0.001);
         assert_eq!(load.follow(9.0, Moment(1_000)), load.value(), "no time has passed");
         for tick in 1..=100 {

@@ -7,7 +7,9 @@ use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::message::Beat;
 use crate::planted::{Bug, planted};
+use crate::refusal::Refusal;
 use crate::row::{Operation, ROWS_MAX, Row};
+use crate::source::{self, Other, Others, Rank};
 use crate::table::{Table, chunk};
 use crate::unit::{Origin, Peer};
 
@@ -55,6 +57,10 @@ pub struct CachedHost {
     pub(crate) timer: Option<Moment>,
     /// Earlier lives are told about this one no more often than that.
     pub(crate) stale_told: Option<Moment>,
+    /// Sources that do not count now.
+    pub(crate) others: Others,
+    /// Its presence or source is another since [`CachedHost::take_stirred`].
+    stirred: bool,
     /// Changed since [`CachedHost::take_changes`].
     changes: BTreeSet<ApplicationId>,
 }
@@ -98,6 +104,8 @@ impl CachedHost {
             name: None,
             timer: None,
             stale_told: None,
+            others: Others::default(),
+            stirred: true,
             changes: BTreeSet::new(),
         }
     }
@@ -136,6 +144,12 @@ impl CachedHost {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// Who speaks for it now.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        Rank::of(self.incarnation)
     }
 
     /// Its DNS name, if it said one.
@@ -189,12 +203,14 @@ impl CachedHost {
 
     /// After so long without a heartbeat it is silent: three are missing, and the last is late.
     pub(crate) fn age_out(&self) -> Duration {
-        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { self.interval * 7 / 2 }
+        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { source::age_out(self.interval) }
     }
 
     /// Another life of the host begins: its old rows are good until they are replaced, but any version is newer.
     pub(crate) fn begin(&mut self, incarnation: Incarnation, now: Moment) {
+        self.step_down(incarnation);
         self.incarnation = incarnation;
+        self.stirred = true;
         if planted(Bug::OldRowsStay) {
             return;
         }
@@ -203,6 +219,54 @@ impl CachedHost {
         self.table.forget_versions();
         // There is nothing to wait for: no row change under way could make this right.
         self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
+    }
+
+    /// One source ends to count, and another begins.
+    fn step_down(&mut self, next: Incarnation) {
+        let (before, rank) = (self.incarnation, Rank::of(next));
+        if before != Incarnation(0) && Rank::of(before) != rank {
+            let (sequence, interval) = (self.sequence, self.interval);
+            let heard = Some(self.heard).filter(|_| self.presence != Presence::Gone);
+            let (steady, direct, through) = (self.heard, self.direct, self.through);
+            self.others.put(Other { incarnation: before, sequence, interval, heard, steady, direct, through });
+            (self.direct, self.through) = (false, None);
+        }
+        self.others.take(rank);
+    }
+
+    /// The source that counts is silent: the best of the others takes its place, if one is heard.
+    pub(crate) fn replace_source(&mut self, now: Moment) -> bool {
+        let Some(other) = self.others.best(now).and_then(|rank| self.others.take(rank)) else { return false };
+        self.begin(other.incarnation, now);
+        (self.sequence, self.interval) = (other.sequence, other.interval);
+        self.heard = other.heard.unwrap_or(now);
+        (self.direct, self.through) = (other.direct, other.through);
+        true
+    }
+
+    /// A source that does not count is heard: does it from now on?
+    pub(crate) fn hear_other(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<(), Refusal> {
+        let steady = self.others.hear(origin, beat, now)?;
+        let takes = match (Rank::of(beat.incarnation) < self.rank(), self.presence) {
+            (true, Presence::Live) => steady >= self.age_out() * source::RETURNS_AFTER,
+            (true, _) | (false, Presence::Silent) => true,
+            (false, _) => false,
+        };
+        if takes { Ok(()) } else { Err(Refusal::Outranked(beat.host)) }
+    }
+
+    /// Is this the life of a source that does not count?
+    pub(crate) fn is_other(&self, life: Incarnation) -> bool {
+        self.incarnation != Incarnation(0) && Rank::of(life) != self.rank()
+    }
+
+    /// Is an earlier life to be told now that it is over?
+    pub(crate) fn tells_stale(&mut self, retry: Duration, now: Moment) -> bool {
+        let tells = self.stale_told.is_none_or(|told| now.since(told) >= retry);
+        if tells {
+            self.stale_told = Some(now);
+        }
+        tells
     }
 
     /// Takes a heartbeat that is newer than all before.
@@ -283,7 +347,7 @@ impl CachedHost {
 
     pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {
         if self.presence != presence {
-            (self.presence, self.presence_since) = (presence, now);
+            (self.presence, self.presence_since, self.stirred) = (presence, now, true);
             self.changes.extend(self.table.rows().map(|row| row.application));
         }
     }
@@ -301,6 +365,11 @@ impl CachedHost {
     /// Rows that are others than at the last call.
     pub(crate) fn take_changes(&mut self) -> BTreeSet<ApplicationId> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Is its presence or source another than at the last call?
+    pub(crate) fn take_stirred(&mut self) -> bool {
+        std::mem::take(&mut self.stirred)
     }
 
     fn put(&mut self, row: Row, now: Moment) {

@@ -63,6 +63,16 @@ pub enum Origin<'a> {
     Unit(UnitId),
 }
 
+impl Origin<'_> {
+    /// A unit passes on what it has taken.
+    fn may_speak_for(&self, host: HostId) -> bool {
+        match self {
+            Origin::Host(claims) => claims.hosts.contains(&host),
+            Origin::Unit(_) => true,
+        }
+    }
+}
+
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
@@ -82,6 +92,7 @@ pub struct UnitEnd {
     relay: Relay,
     out: VecDeque<(Peer, Message)>,
     changed: BTreeSet<(HostId, ApplicationId)>,
+    generation: u64,
     refusals: Refusals,
 }
 
@@ -97,6 +108,7 @@ impl UnitEnd {
             relay: Relay::default(),
             out: VecDeque::new(),
             changed: BTreeSet::new(),
+            generation: 0,
             refusals: Refusals::default(),
         }
     }
@@ -112,6 +124,17 @@ impl UnitEnd {
         self.hosts.iter().map(|(host, cached)| (*host, cached))
     }
 
+    /// Whose cache it is, and which life of the unit.
+    #[must_use]
+    pub fn unit(&self) -> (UnitId, Incarnation) {
+        (self.settings.unit, self.settings.incarnation)
+    }
+
+    /// All applications that some host has.
+    pub fn applications(&self) -> impl Iterator<Item = ApplicationId> {
+        self.by_application.keys().copied()
+    }
+
     /// The rows of an application on all hosts.
     pub fn application(&self, application: ApplicationId) -> impl Iterator<Item = (HostId, &CachedHost, &Row)> {
         let hosts = self.by_application.get(&application).into_iter().flatten();
@@ -124,6 +147,12 @@ impl UnitEnd {
     /// Rows that were added, changed or deleted, or whose host came or went, since the last call.
     pub fn take_changes(&mut self) -> BTreeSet<(HostId, ApplicationId)> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Counts up with every change of a row, a host's presence or who speaks for it.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What was refused.
@@ -190,6 +219,7 @@ impl UnitEnd {
 
     fn take_beat(&mut self, origin: Origin<'_>, beat: Beat, now: Moment) -> Result<(), Refusal> {
         let (host, sequence) = (beat.host, beat.sequence);
+        self.listen(origin, &beat, now)?;
         self.admit(origin, host, beat.incarnation, now)?;
         let grace = self.settings.grace;
         let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
@@ -241,6 +271,12 @@ impl UnitEnd {
             }
             Body::Goodbye | Body::RowChange { .. } | Body::Table { .. } | Body::Postulate(_) => {}
         }
+        if let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.is_other(*incarnation)) {
+            if let (Body::Goodbye, true) = (body, origin.may_speak_for(host)) {
+                cached.others.leave(*incarnation, sequence);
+            }
+            return Err(Refusal::Outranked(host));
+        }
         self.admit(origin, host, *incarnation, now)?;
         let grace = self.settings.grace;
         let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
@@ -290,6 +326,23 @@ impl UnitEnd {
         Ok(())
     }
 
+    /// A source that does not count is heard, and may count from now on; if not, the other units hear of it, too.
+    fn listen(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<(), Refusal> {
+        let retry = self.settings.retry;
+        let other = self.hosts.get_mut(&beat.host).filter(|cached| cached.is_other(beat.incarnation));
+        let Some(cached) = other.filter(|_| origin.may_speak_for(beat.host)) else { return Ok(()) };
+        let heard = cached.hear_other(origin, beat, now);
+        match (heard, origin) {
+            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.beats.push(beat.clone()),
+            (Err(Refusal::Stale { known, .. }), Origin::Host(_)) if cached.tells_stale(retry, now) => {
+                self.ask(beat.host, Peer::Host(beat.host), known);
+            }
+            (Ok(()), _) => cached.begin(beat.incarnation, now),
+            _ => {}
+        }
+        heard
+    }
+
     /// May the origin speak for this host, and is it the life that is known, or a later one?
     fn admit(
         &mut self,
@@ -298,9 +351,7 @@ impl UnitEnd {
         incarnation: Incarnation,
         now: Moment,
     ) -> Result<(), Refusal> {
-        if let Origin::Host(claims) = origin
-            && !claims.hosts.contains(&host)
-        {
+        if !origin.may_speak_for(host) {
             return Err(Refusal::WrongHost(host));
         }
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
@@ -312,8 +363,7 @@ impl UnitEnd {
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
             let known = cached.incarnation;
             // If it is no late message but a host whose clock went back, it learns here which life it has to exceed.
-            if cached.stale_told.is_none_or(|told| now.since(told) >= self.settings.retry) {
-                cached.stale_told = Some(now);
+            if cached.tells_stale(self.settings.retry, now) {
                 let to = match origin {
                     Origin::Host(_) => Peer::Host(host),
                     Origin::Unit(unit) => Peer::Unit(unit),
@@ -349,6 +399,9 @@ impl UnitEnd {
         let age_out = cached.age_out();
         let unheard = now.since(cached.heard) >= age_out;
         let unknown = cached.doubt.is_some_and(|doubt| now.since(doubt.since) >= age_out);
+        if cached.presence == Presence::Live && unheard && cached.replace_source(now) {
+            return;
+        }
         match cached.presence {
             Presence::Live if (unheard || unknown) => {
                 cached.set_presence(Presence::Silent, now);
@@ -539,7 +592,11 @@ impl UnitEnd {
 
     fn collect_changes(&mut self, host: HostId) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
-        for application in cached.take_changes() {
+        let changes = cached.take_changes();
+        if cached.take_stirred() || !changes.is_empty() {
+            self.generation += 1;
+        }
+        for application in changes {
             if cached.table.row(application).is_some() {
                 self.by_application.entry(application).or_default().insert(host);
             } else if let Some(hosts) = self.by_application.get_mut(&application) {

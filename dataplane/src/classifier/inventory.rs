@@ -76,6 +76,16 @@ impl Inventory {
         });
     }
 
+    /// The forwarder has completed the route's binding.
+    pub(super) fn bind(&mut self, key: &Key, bound: u64) {
+        self.change(key, |entry| {
+            let Route { action, state } = entry.route();
+            if let Action::Send { endpoint, mode, .. } = action {
+                entry.set_route(Route { action: Action::Send { endpoint, mode, value: bound }, state });
+            }
+        });
+    }
+
     /// One side has ended.
     pub(super) fn close(&mut self, key: &Key) {
         self.change(key, |entry| entry.set_state(State::Closing));

@@ -125,7 +125,7 @@ impl Farm {
             taken: 0,
             slow: if i == 0 && setting.trouble == Trouble::Slow { 2 } else { 1 },
             queue: VecDeque::new(),
-            smoothed: Smoothed::new(Moment(0)),
+            smoothed: Smoothed::new(0.0, Moment(0)),
             told: 0,
         };
         let hosts = (0..setting.hosts).map(host).collect();

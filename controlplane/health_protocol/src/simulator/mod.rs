@@ -2,6 +2,7 @@
 //!
 //! Seeds are 1, 2, 3, …; 10,000 of them: `WEIR_SCHEDULES=10000 cargo test -p weir-health-protocol schedules_converge -- --nocapture`
 
+mod proxies;
 mod world;
 
 use crate::planted::{Bug, PLANTED};
