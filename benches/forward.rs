@@ -252,10 +252,10 @@ impl Generator {
         frame.extend(tcp);
         frame.resize(frame.len().max(60), 0);
         if !six {
+            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
             let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-            let sum = words.sum::<u32>() + 0xffff;
-            let sum = (sum & 0xffff) + (sum >> 16);
-            frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
+            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
         }
         Self { frame, six, mask: flows - 1, state: 1 }
     }

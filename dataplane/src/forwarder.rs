@@ -338,7 +338,7 @@ impl Forwarder {
             }
             Action::Drop => Fate::Drop(DropReason::Refused),
             Action::Divert => Self::divert(parsed, false),
-            Action::Local { endpoint } => self.to_kernel(packet, parsed, endpoint, farm),
+            Action::Local { endpoint } => self.rewrite_for_kernel(packet, parsed, endpoint, farm),
         }
     }
 
@@ -384,7 +384,7 @@ impl Forwarder {
         farm: &Farm,
     ) -> Fate {
         if farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.local.is_some()) {
-            return self.to_kernel(packet, parsed, endpoint, farm);
+            return self.rewrite_for_kernel(packet, parsed, endpoint, farm);
         }
         match rewrite::deliver(packet, parsed.headers(), endpoint, mode, 0, farm) {
             Ok(port) => Fate::Send(port),

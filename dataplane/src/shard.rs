@@ -201,7 +201,7 @@ impl<Q: Queue> Shard<Q> {
             twin.receive(&mut burst);
             work += burst.len();
             for packet in burst.drain(..) {
-                self.from_kernel(packet, id, now);
+                self.take_from_kernel(packet, id, now);
             }
         }
         if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
@@ -347,7 +347,7 @@ impl<Q: Queue> Shard<Q> {
                     Handover::PathMtu(end, mtu) => {
                         self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
                     }
-                    Handover::FromKernel(packet, port) => self.from_kernel(packet, port, now),
+                    Handover::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
                     Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }

@@ -18,7 +18,7 @@ use crate::rewrite::{self, Side};
 
 impl Forwarder {
     /// Rewrites a client's packet for the kernel.
-    pub(super) fn to_kernel<P: Packet>(
+    pub(super) fn rewrite_for_kernel<P: Packet>(
         &mut self,
         packet: &mut P,
         parsed: &Parsed,

@@ -12,7 +12,7 @@ use crate::responder;
 
 impl<Q: Queue> Shard<Q> {
     /// Takes a frame on that the kernel has sent by the twin of `port`.
-    pub(super) fn from_kernel(&mut self, mut packet: Q::Packet, port: PortId, now: Moment) {
+    pub(super) fn take_from_kernel(&mut self, mut packet: Q::Packet, port: PortId, now: Moment) {
         if self.farm.has_local()
             && let Some((parsed, owner)) = self.forwarder.kernels_answer(packet.data(), &self.farm)
         {

@@ -23,7 +23,8 @@ impl<Q: Queue> Shard<Q> {
         };
         // One counter for each shard that sends by itself: no two of them give one number.
         self.identification = self.identification.wrapping_add(1);
-        let id = self.identification.wrapping_mul(MOST_SHARDS) | u32::try_from(self.number).unwrap_or(0) % MOST_SHARDS;
+        let id =
+            self.identification.wrapping_mul(MOST_SHARDS) | (u32::try_from(self.number).unwrap_or(0) % MOST_SHARDS);
         let Some(whole) = Whole::of(packet.data(), usize::from(l3), usize::from(mtu), id) else {
             return self.forwarder.drops.count(DropReason::TooBig);
         };
