@@ -188,8 +188,8 @@ impl Forwarder {
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
         self.enter(packets, port, farm, &mut lane);
-        self.look(packets, &mut lane);
-        self.leave(packets, &lane, farm, now)
+        self.look(packets, &mut lane, farm, now);
+        self.leave(packets, &mut lane, farm, now)
     }
 
     /// Forwards one packet the general way.

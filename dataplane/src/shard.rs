@@ -218,7 +218,7 @@ impl<Q: Queue> Shard<Q> {
             }
             if (1..=bursts).contains(&step) {
                 let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
-                self.forwarder.look(packets, lane);
+                self.forwarder.look(packets, lane, &self.farm, millis(now));
             }
             if (2..=bursts + 1).contains(&step) {
                 self.finish((step - 2) % STAGES, id, now);
