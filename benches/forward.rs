@@ -333,6 +333,7 @@ fn farm(mode: Mode) -> Farm {
         backup: false,
         tunnel: None,
         pool: None,
+        local: None,
         hop: None,
     };
     Farm::new(FarmParts {

@@ -254,6 +254,24 @@ fn what_agents_say_decides() {
 }
 
 #[test]
+fn a_hosts_word_decides_at_once() {
+    let farm = Farm::new("latency");
+    let results = farm.results_path();
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/latency"));
+    script.args(["changes", "--changes", "20", "--name", &farm.name, "--json"]).arg(&results);
+    expect_success(&script.arg("--bin-dir").arg(bin_dir()).output().expect("scripts/latency starts"));
+    let results = &read_json(&results)["changes"];
+    let number = |value: &Value| value.as_f64().expect("a number");
+    for health in ["failing", "healthy"] {
+        // By itself it is 50 ms in 99 of 100; here others use the machine.
+        assert!(number(&results[health]["p50"]) < 50.0, "{results}");
+    }
+    assert!((1_900.0..5_000.0).contains(&number(&results["killed"])), "three heartbeats of a second: {results}");
+    assert!(number(&results["told to end"]) < 500.0, "{results}");
+    assert_eq!(results["drain"]["failures"], 0, "{results}");
+}
+
+#[test]
 fn a_killed_lab_leaves_nothing_after_down() {
     let farm = Farm::new("killed");
     let mut lab = farm.lab(&[]);

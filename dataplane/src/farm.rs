@@ -43,6 +43,10 @@ pub struct Farm {
     associations: Vec<Option<Association>>,
     /// For each service, in half-NAT: its endpoints at which another service's endpoint may be the same socket.
     rivals: Vec<Vec<(EndpointId, EndpointId)>>,
+    /// Endpoints' addresses that are the unit's own.
+    local: Vec<IpAddr>,
+    /// Tunnels' ends, each with an endpoint that is there.
+    tunnels: HashMap<IpAddr, usize, foldhash::fast::FixedState>,
     /// By port and VLAN identifier: the port that the VLAN is.
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
@@ -114,6 +118,8 @@ pub struct Endpoint {
     pub tunnel: Option<Tunnel>,
     /// Whose addresses stand for the clients in [`Mode::FullNat`]: index of a pool of the endpoint's family.
     pub pool: Option<usize>,
+    /// On the unit itself: the port whose own address it has, and whose twin takes its packets.
+    pub local: Option<PortId>,
     /// Its next hop, as long as that is resolved and the endpoint is not inactive.
     pub hop: Option<Hop>,
 }
@@ -273,6 +279,8 @@ impl Farm {
             addresses,
             nat,
             rivals: Vec::new(),
+            local: Vec::new(),
+            tunnels: HashMap::default(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
@@ -309,6 +317,11 @@ impl Farm {
                 Endpoint { hop, ..endpoint }
             })
             .collect();
+        farm.local = farm.endpoints.iter().filter(|own| own.local.is_some()).map(|own| own.address).collect();
+        farm.local.sort_unstable();
+        farm.local.dedup();
+        let ends = farm.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.tunnel.is_some());
+        farm.tunnels = ends.map(|(index, endpoint)| (endpoint.address, index)).collect();
         farm.rivals = rivals(&farm.services, &farm.endpoints);
         farm.quick_hops = farm
             .endpoints
@@ -388,6 +401,32 @@ impl Farm {
     #[must_use]
     pub fn smallest_mtu(&self) -> u16 {
         self.smallest_mtu
+    }
+
+    /// Whether any endpoint is on the unit itself.
+    #[inline]
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
+    }
+
+    /// Whether an endpoint has this address, which is the unit's own.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local.binary_search(&address).is_ok()
+    }
+
+    /// Whether there is any tunnel.
+    #[inline]
+    #[must_use]
+    pub fn tunnels(&self) -> bool {
+        !self.tunnels.is_empty()
+    }
+
+    /// A tunnel to this address; all to one address come from the same one of the unit's.
+    #[must_use]
+    pub fn tunnel_to(&self, end: IpAddr) -> Option<&Tunnel> {
+        self.endpoints.get(*self.tunnels.get(&end)?)?.tunnel.as_ref()
     }
 
     /// Whether any endpoint's answers are translated back.
@@ -670,6 +709,7 @@ pub(crate) mod tests {
             backup: false,
             tunnel: None,
             pool: None,
+            local: None,
             hop: None,
         };
         let on_link = |address: [u8; 4], length| Prefix {

@@ -5,11 +5,15 @@
 //! one by one, parsed in full. What cannot be done by a route is left to others, by a [`Fate`]. Nothing here decides where a
 //! connection goes.
 
+mod dead_ports;
 mod errors;
 mod full_nat;
+mod local;
 mod pairs;
+mod paths;
 mod quick;
 
+pub use dead_ports::DeadPorts;
 pub use pairs::is_return;
 
 use std::net::IpAddr;
@@ -43,6 +47,8 @@ pub enum Fate {
     HandOver(usize),
     /// For the kernel twin, perhaps after the dataplane had a chance to answer it itself.
     Twin,
+    /// For the kernel, by this port's twin.
+    Kernel(PortId),
     /// ARP, neighbour discovery or ICMP to a VIP: the dataplane may answer.
     Respond,
     /// A fragment: to the shard that has its datagram, and there to the fragment table.
@@ -56,6 +62,8 @@ pub enum Fate {
         /// The flow, client to VIP.
         key: Key,
     },
+    /// Dropped: an ICMP error that has lowered the path MTU to a tunnel's end, of which the other shards are told.
+    PathMtu(IpAddr, u16),
     /// Dropped, and counted by reason.
     Drop(DropReason),
 }
@@ -86,6 +94,8 @@ pub struct Forwarder {
     routes6: RouteTable<Slot6>,
     /// What full-nat's ways back are translated to.
     translations: TranslationTable,
+    dead_ports: DeadPorts,
+    paths: paths::PathMtus,
     hash: FlowHash,
     shard: usize,
     shards: usize,
@@ -123,6 +133,8 @@ impl Forwarder {
             routes6: RouteTable::new(settings.routes_ipv6, settings.hash.clone())?,
             // Each has a route from its client, in the table of the client's family.
             translations: TranslationTable::new(settings.routes_ipv4, settings.routes_ipv6),
+            dead_ports: DeadPorts::new(settings.routes_ipv4, settings.routes_ipv6, settings.hash.clone()),
+            paths: paths::PathMtus::default(),
             hash: settings.hash.clone(),
             shard: settings.shard,
             shards: settings.shards,
@@ -148,6 +160,12 @@ impl Forwarder {
     #[must_use]
     pub fn translations(&self) -> &TranslationTable {
         &self.translations
+    }
+
+    /// Full-nat's ports that no connection has and none may have yet.
+    #[must_use]
+    pub fn dead_ports(&self) -> &DeadPorts {
+        &self.dead_ports
     }
 
     /// The unit's hashes.
@@ -194,10 +212,11 @@ impl Forwarder {
 
     /// Forwards one packet the general way.
     pub fn forward_one<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
-        if parsed.class == Class::Icmp
-            && let Some(fate) = self.forward_error(packet, parsed, farm, now)
-        {
-            return fate;
+        if parsed.class == Class::Icmp {
+            let fate = self.forward_error(packet, parsed, farm, now);
+            if let Some(fate) = fate.or_else(|| self.tunnel_error(packet.data(), parsed, farm, now)) {
+                return fate;
+            }
         }
         if parsed.class != Class::Flow {
             return Self::not_a_flow(parsed, farm);
@@ -290,6 +309,14 @@ impl Forwarder {
     #[inline]
     fn by_route<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, action: Action, farm: &Farm) -> Fate {
         match action {
+            Action::Send { endpoint, mode: Mode::Ipip | Mode::Gue, .. }
+                if parsed.ip_len > self.path_room(endpoint, farm) =>
+            {
+                if parsed.ttl <= 1 {
+                    return Fate::Drop(DropReason::Ttl);
+                }
+                Fate::TooBig(self.path_room(endpoint, farm))
+            }
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
                     self.deliver_full_nat(packet, parsed, endpoint, mode, value, farm)
@@ -306,7 +333,7 @@ impl Forwarder {
             }
             Action::Drop => Fate::Drop(DropReason::Refused),
             Action::Divert => Self::divert(parsed, false),
-            Action::Local => Fate::Twin,
+            Action::Local { endpoint } => self.to_kernel(packet, parsed, endpoint, farm),
         }
     }
 
@@ -351,6 +378,9 @@ impl Forwarder {
         mode: Mode,
         farm: &Farm,
     ) -> Fate {
+        if farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.local.is_some()) {
+            return self.to_kernel(packet, parsed, endpoint, farm);
+        }
         match rewrite::deliver(packet, parsed.headers(), endpoint, mode, 0, farm) {
             Ok(port) => Fate::Send(port),
             Err(stop) => stop.into(),
@@ -359,5 +389,5 @@ impl Forwarder {
 }
 
 /// The most notices of one installation: each direction may evict for the number of routes and in its full lines, and find no
-/// place even so.
+/// place even so, or find one and get a pool's port.
 const EVICTIONS: usize = 5;

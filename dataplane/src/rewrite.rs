@@ -107,7 +107,7 @@ pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, fa
 /// The key of the way back that a half-NAT route needs in the forwarder, and that way's value.
 #[must_use]
 pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
-    let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
+    let (Action::Send { endpoint, mode: Mode::Nat, .. } | Action::Local { endpoint }) = action else {
         return None;
     };
     let endpoint: &Endpoint = farm.endpoint(endpoint)?;
@@ -241,14 +241,14 @@ fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
 
 /// Which of a packet's two ends is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(crate) enum Side {
     Source,
     Destination,
 }
 
 /// Replaces address and port of one end; the checksums follow by difference, RFC 1624. A later fragment has only the address.
 #[inline]
-fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
+pub(crate) fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
     let l4 = headers.l4;
     if headers.later.is_some() {
         translate_address(frame, headers, side, address, 0);

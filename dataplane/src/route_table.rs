@@ -28,8 +28,11 @@ pub enum Action {
     Drop,
     /// To the classifier, in order: it reads what follows itself.
     Divert,
-    /// To the unit's own kernel.
-    Local,
+    /// To the unit's own kernel, which is this endpoint.
+    Local {
+        /// Which.
+        endpoint: EndpointId,
+    },
 }
 
 /// How a route's packets are delivered, and what its per-route value holds.
@@ -213,7 +216,7 @@ impl Entry {
         let (action, endpoint, value) = match route.action {
             Action::Drop => (DROP, 0, 0),
             Action::Divert => (DIVERT, 0, 0),
-            Action::Local => (LOCAL, 0, 0),
+            Action::Local { endpoint } => (LOCAL, endpoint.0, 0),
             Action::Send { endpoint, mode, value } => (SEND + mode as u8, endpoint.0, value),
         };
         Self {
@@ -233,7 +236,7 @@ impl Entry {
     pub fn action(&self) -> Action {
         match self.action {
             DIVERT => Action::Divert,
-            LOCAL => Action::Local,
+            LOCAL => Action::Local { endpoint: EndpointId(self.endpoint) },
             code if code >= SEND => Action::Send {
                 endpoint: EndpointId(self.endpoint),
                 mode: Mode::ALL[usize::from(code - SEND) & 7],
@@ -792,7 +795,8 @@ mod tests {
         for mode in Mode::ALL {
             for state in State::ALL {
                 let action = Action::Send { endpoint: EndpointId(7), mode, value: 0x1234_5678_9abc_def0 };
-                for action in [action, Action::Drop, Action::Divert, Action::Local] {
+                let local = Action::Local { endpoint: EndpointId(9) };
+                for action in [action, Action::Drop, Action::Divert, local] {
                     let route = Route { action, state };
                     assert_eq!(Entry::new(route, 9).route(), route);
                 }

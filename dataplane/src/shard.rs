@@ -5,6 +5,7 @@
 //! sending this value.
 
 mod fragments;
+mod local;
 mod published;
 mod rings;
 mod split;
@@ -193,11 +194,10 @@ impl<Q: Queue> Shard<Q> {
         let id = port_id(port);
         let mut work = 0;
         if let Twin::Port(twin) = &mut slot.twin {
-            // What the kernel sends by the twin leaves by the port as it is.
             twin.receive(&mut burst);
             work += burst.len();
             for packet in burst.drain(..) {
-                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
+                self.from_kernel(packet, id, now);
             }
         }
         if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
@@ -339,6 +339,10 @@ impl<Q: Queue> Shard<Q> {
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
+                    Handover::PathMtu(end, mtu) => {
+                        self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
+                    }
+                    Handover::FromKernel(packet, port) => self.from_kernel(packet, port, now),
                     Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }
@@ -483,6 +487,14 @@ impl<Q: Queue> Shard<Q> {
                 }
             }
             Fate::Twin => self.hand_to_twin(packet, port),
+            Fate::Kernel(port) => self.hand_to_twin(packet, port),
+            Fate::PathMtu(end, mtu) => {
+                self.forwarder.drops.count(DropReason::TunnelError);
+                // Who does not hear of it hears of its own next packet that is too big.
+                for to in self.neighbours.to.iter_mut().flatten() {
+                    let _ = to.push(Handover::PathMtu(end, mtu));
+                }
+            }
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
         }
     }

@@ -131,6 +131,10 @@ class State:
         """Writes down a process that was started, so that `stop` knows it."""
         self._record_path(name).write_text(json.dumps({"pid": pid, "started": start_time(pid), "log": str(log)}))
 
+    def pid(self, name):
+        """Of a process that was started."""
+        return self._record(name)["pid"]
+
     def forget(self, name):
         """Drops a process that has ended."""
         self._record_path(name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
-use weir_health_load::{Directive, Health};
+use weir_health_load::{Directive, Health, Smoothed};
 use weir_health_protocol::{HostEnd, Identity, Row, RowError, Status};
 use weir_identity::{ApplicationId, Moment};
 
@@ -34,19 +34,14 @@ struct Kept {
     probed_health: Option<Health>,
     reported_load: Option<f64>,
     measured_load: Option<f64>,
+    /// A part from 0 to 1.
     smoothed: Smoothed,
+    /// What units were told.
+    told: u8,
     /// What the operator wants.
     wanted: Directive,
     /// And what besides while it is failing.
     failing: Option<Directive>,
-}
-
-/// A part from 0 to 1 without its spikes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Smoothed {
-    value: f64,
-    at: Moment,
-    told: u8,
 }
 
 /// A row for people and programs.
@@ -82,7 +77,8 @@ impl Keeper {
             probed_health: None,
             reported_load: None,
             measured_load: None,
-            smoothed: Smoothed { value: 0.0, at: now, told: 0 },
+            smoothed: Smoothed::new(0.0, now),
+            told: 0,
             wanted: Directive::Active,
             failing: None,
         });
@@ -220,7 +216,7 @@ impl Keeper {
         if let Some(kept) = self.applications.get_mut(&row.application) {
             (kept.reported_health, kept.probed_health) = (row.reported_health, row.probed_health);
             (kept.reported_load, kept.measured_load) = (row.reported_load, row.measured_load);
-            kept.smoothed.value = row.load.clamp(0.0, 1.0);
+            kept.smoothed = Smoothed::new(row.load.clamp(0.0, 1.0), now);
         }
         self.direct(end, row.application, row.target, now)
     }
@@ -250,7 +246,7 @@ impl Keeper {
         let said = [kept.reported_health, kept.probed_health];
         let health = [Health::Failing, Health::Healthy].into_iter().find(|health| said.contains(&Some(*health)));
         let part = [kept.reported_load, kept.measured_load].into_iter().flatten().fold(0.0, f64::max);
-        let load = kept.smoothed.take(part, kept.capacity, now);
+        let load = kept.load(part, now);
         let health = health.unwrap_or_default();
         end.report(application, Status { health, load, capacity: kept.capacity })?;
         let besides = kept.failing.filter(|_| health == Health::Failing);
@@ -280,28 +276,20 @@ pub(crate) enum Report {
     Capacity(u8),
 }
 
-impl Smoothed {
-    fn take(&mut self, part: f64, capacity: u8, now: Moment) -> u8 {
-        let constant: f64 = if part > self.value { RISE } else { FALL };
-        let passed = now.since(self.at).as_secs_f64();
-        self.at = now;
-        self.value += (part.clamp(0.0, 1.0) - self.value) * (1.0 - (-passed / constant).exp());
-        let exact = self.value * f64::from(capacity);
+impl Kept {
+    /// The load to be told, after some time with this part in use.
+    fn load(&mut self, part: f64, now: Moment) -> u8 {
+        let exact = self.smoothed.follow(part.clamp(0.0, 1.0), now) * f64::from(self.capacity);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to capacity, and so to 99")]
-        let load = (exact.round() as u8).min(capacity);
-        let step = (capacity / 20).max(1);
-        let is_end = load == 0 || load == capacity;
-        if load.abs_diff(self.told) > step || (is_end && load != self.told) || self.told > capacity {
+        let load = (exact.round() as u8).min(self.capacity);
+        let step = (self.capacity / 20).max(1);
+        let is_end = load == 0 || load == self.capacity;
+        if load.abs_diff(self.told) > step || (is_end && load != self.told) || self.told > self.capacity {
             self.told = load;
         }
         self.told
     }
 }
-
-/// Seconds until a step up has come through to 63 %.
-const RISE: f64 = 1.0;
-/// And one down.
-const FALL: f64 = 5.0;
 
 #[cfg(test)]
 mod tests {

@@ -186,6 +186,8 @@ impl UnitApi for Api {
                 weir_config::Select::Tokens => "tokens",
                 weir_config::Select::Percentages => "percentages",
                 weir_config::Select::Hash => "hash",
+                weir_config::Select::RoundRobin => "round-robin",
+                weir_config::Select::LeastConnection => "least-connection",
             }
             .to_owned(),
             no_endpoint: match service.no_endpoint {
@@ -204,7 +206,7 @@ impl UnitApi for Api {
                         host_name: settings.host_name.clone(),
                         address: settings.address,
                         port: settings.port,
-                        capacity: known.weight(settings.capacity),
+                        capacity: known.free(settings.capacity),
                         directive: directive(known.effective_directive()),
                         health: health(known.health),
                         since_ms: now.0.saturating_sub(known.since.0),

@@ -47,7 +47,7 @@ impl Forwarder {
     pub fn enter<P: Packet>(&self, packets: &Burst<P>, port: PortId, farm: &Farm, lane: &mut QuickLane) {
         packets.iter().for_each(Packet::prefetch);
         let mac = address_word(farm.ports[usize::from(port)].mac);
-        let longest = usize::from(farm.smallest_mtu()) + 14;
+        let longest = usize::from(farm.smallest_mtu().min(self.paths.room())) + 14;
         let (mut four, mut six) = (Bits(0), Bits(0));
         for at in 0..packets.len().min(BURST) {
             let frame = packets[at].data();

@@ -28,6 +28,10 @@ pub enum Handover<P> {
     Split(P, Parsed, PortId, u16),
     /// A finished packet, for a port that this shard has no queue of.
     Send(P, PortId),
+    /// The way to a tunnel's end takes no more than so many bytes.
+    PathMtu(std::net::IpAddr, u16),
+    /// What the kernel has sent by a port's twin, and may be of a flow that the other one owns.
+    FromKernel(P, PortId),
     /// A packet for the kernel twin of a port.
     Twin(P, PortId),
 }

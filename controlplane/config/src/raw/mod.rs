@@ -356,6 +356,10 @@ pub enum Select {
     Percentages,
     /// By consistent hash of the client, weighted by capacity.
     Hash,
+    /// Each endpoint in turn, as often as its capacity says; load does not count.
+    RoundRobin,
+    /// The endpoint with the fewest connections for its capacity, as each classifier counts them; load does not count.
+    LeastConnection,
 }
 
 /// Which token of an allotment is taken first.
