@@ -38,6 +38,8 @@ use crate::translation::TranslationTable;
 pub enum Fate {
     /// Rewritten; goes out by this port.
     Send(PortId),
+    /// Rewritten; goes out by this port in pieces of so many bytes.
+    Pieces(PortId, u16),
     /// No route (or one that says so): to the classifier.
     Divert {
         /// It opens a connection on the route of one that is closing or out of time.
@@ -315,7 +317,7 @@ impl Forwarder {
                 if parsed.ttl <= 1 {
                     return Fate::Drop(DropReason::Ttl);
                 }
-                Fate::TooBig(self.path_room(endpoint, farm))
+                self.too_big(packet, parsed, endpoint, self.path_room(endpoint, farm), farm)
             }
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
@@ -327,6 +329,9 @@ impl Forwarder {
                     Ok(port) => {
                         self.counters.hits += 1;
                         Fate::Send(port)
+                    }
+                    Err(Stop::TooBig(room)) if matches!(mode, Mode::Ipip | Mode::Gue) => {
+                        self.too_big(packet, parsed, endpoint, room, farm)
                     }
                     Err(stop) => stop.into(),
                 }

@@ -11,7 +11,7 @@ use crate::flow::{Key, destination_port, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
-use crate::tunneler;
+use crate::tunneler::{self, Tunnel};
 use crate::wire::checksum;
 
 /// Why a packet does not go its way.
@@ -65,15 +65,30 @@ pub fn deliver<P: Packet>(
             let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
             tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
-            let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
-            decrement_ttl(packet.data_mut(), headers);
-            tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
-            packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
-            Ok(hop.port)
+            encapsulate(packet, headers, tunnel, hop)
         }
         // Full-nat is translated by the forwarder, whose tables it needs; without a route of its own no packet has a pool's port.
         Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::NoRoute)),
     }
+}
+
+/// Puts a packet into a tunnel whose first hop is `hop`.
+///
+/// # Errors
+///
+/// [`Stop`] where there is no room for the header; only the TTL has changed then.
+#[inline]
+pub(crate) fn encapsulate<P: Packet>(
+    packet: &mut P,
+    headers: Headers,
+    tunnel: &Tunnel,
+    hop: &Hop,
+) -> Result<PortId, Stop> {
+    let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
+    decrement_ttl(packet.data_mut(), headers);
+    tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
+    packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+    Ok(hop.port)
 }
 
 /// New link-layer addresses and one hop less to live: all that [`Mode::Dsr`] does.

@@ -6,6 +6,7 @@
 
 mod fragments;
 mod local;
+mod pieces;
 mod published;
 mod rings;
 mod split;
@@ -94,6 +95,8 @@ pub struct Shard<Q: Queue> {
     unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
+    /// Of the last tunnel packet that it has sent in pieces.
+    identification: u32,
 }
 
 impl<Q: Queue> Shard<Q> {
@@ -124,6 +127,7 @@ impl<Q: Queue> Shard<Q> {
             fragments,
             unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
+            identification: 0,
         }
     }
 
@@ -336,6 +340,7 @@ impl<Q: Queue> Shard<Q> {
                         self.settle(packet, parsed, port, fate, now);
                     }
                     Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
+                    Handover::Pieces(packet, l3, port, mtu) => self.send_in_pieces(packet, l3, port, mtu),
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
@@ -432,6 +437,7 @@ impl<Q: Queue> Shard<Q> {
     fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate, now: Moment) {
         match fate {
             Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
+            Fate::Pieces(out, mtu) => self.send_in_pieces(packet, parsed.l3, out, mtu),
             Fate::Divert { zombie } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &parsed.key);
                 let (opens, closes) = (parsed.opens(), parsed.closes());

@@ -12,9 +12,12 @@ use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
 use crate::farm::Farm;
+use crate::flow::Key;
 use crate::forwarder::{Fate, Forwarder};
 use crate::icmp_error;
+use crate::packet::Packet;
 use crate::parse::Parsed;
+use crate::rewrite;
 
 /// The tunnels' ends whose paths are narrow.
 #[derive(Debug, Default)]
@@ -91,6 +94,28 @@ impl Forwarder {
         narrow.unwrap_or(u16::MAX)
     }
 
+    /// A packet of a tunnel's flow for which there is only so much room. An IPv6 sender is not told of less than 1280 bytes: what is no
+    /// longer than that goes on, its outer packet in pieces.
+    #[cold]
+    pub(super) fn too_big<P: Packet>(
+        &self,
+        packet: &mut P,
+        parsed: &Parsed,
+        endpoint: EndpointId,
+        room: u16,
+        farm: &Farm,
+    ) -> Fate {
+        let in_pieces = matches!(parsed.key, Key::V6(_)) && room < LEAST_V6 && parsed.ip_len <= LEAST_V6;
+        let tunnel = farm.endpoint(endpoint).and_then(|endpoint| Some((endpoint.tunnel.as_ref()?, endpoint.hop?)));
+        match tunnel.filter(|_| in_pieces) {
+            Some((tunnel, hop)) => match rewrite::encapsulate(packet, parsed.headers(), tunnel, &hop) {
+                Ok(port) => Fate::Pieces(port, room.saturating_add(tunnel.overhead())),
+                Err(stop) => stop.into(),
+            },
+            None => Fate::TooBig(room),
+        }
+    }
+
     /// Forgets the narrow paths that are due to be tried again.
     pub(super) fn expire_paths(&mut self, now: u32) {
         self.paths.expire(now);
@@ -99,5 +124,7 @@ impl Forwarder {
 
 /// Milliseconds until a larger packet is tried: ten minutes, RFC 1191 section 6.3 and RFC 8201 section 4.
 const LIFETIME: u32 = 600_000;
+/// RFC 8200 section 5.
+const LEAST_V6: u16 = 1280;
 /// GUE over IPv6.
 const MOST_OVERHEAD: u16 = 52;

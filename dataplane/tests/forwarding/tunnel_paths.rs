@@ -127,8 +127,8 @@ fn a_narrow_path_is_remembered_in_every_shard_and_tried_again_later() {
         sends(&mut lab, 1, &too_big(&large, 1450));
         sends(&mut lab, 1, &too_big(&large, 1));
         let least = if outer == Family::V4 { 576 } else { 1280 };
-        let more = sends(&mut lab, 0, &sized(family, 0, least + 1 - overhead));
-        let believed = if family == Family::V4 { least } else { least.max(1280 + overhead) } - overhead;
+        let believed = if family == Family::V4 { least - overhead } else { 1280 };
+        let more = sends(&mut lab, 0, &sized(family, 0, believed + 1));
         assert_eq!(told(&more, family), Some(believed as u32));
         lab.pass(500);
         lab.now.0 += 600_000;
@@ -185,4 +185,42 @@ fn other_errors_are_heard_and_forged_ones_are_not() {
         }
         assert_eq!((lab.count("tunnel_errors"), lab.count("paths_lowered")), (3, 0));
     });
+}
+
+#[test]
+fn an_ipv6_packet_of_1280_bytes_gets_through_in_pieces_of_its_outer_one() {
+    for mode in [Mode::Ipip, Mode::Gue] {
+        for outer in [Family::V4, Family::V6] {
+            let family = Family::V6;
+            let mut lab = unit(mode, family, outer);
+            for client in 0..6 {
+                lab.arrive(0, 0, &syn(family, client, HTTP));
+            }
+            lab.run();
+            lab.wire.raw();
+            lab.change(|parts| parts.ports[1].mtu = 1280);
+            let overhead = if outer == Family::V4 { 20 } else { 40 } + if mode == Mode::Gue { 12 } else { 0 };
+            let mut ids = std::collections::HashSet::new();
+            for client in 0..6 {
+                let whole = sized(family, client, 1280 - overhead);
+                assert_eq!(sends(&mut lab, 0, &whole).len(), 1);
+                for length in [1281 - overhead, 1280] {
+                    let packet = sized(family, client, length);
+                    let sent = sends(&mut lab, 0, &packet);
+                    let frames: Vec<_> = sent.iter().map(|(_, frame)| frame.clone()).collect();
+                    assert!(sent.len() == 2 && sent.iter().all(|(port, frame)| *port == 1 && frame.len() <= 1294));
+                    let parts = Dissection::of(&frames[0]).unwrap();
+                    ids.insert(parts.fragment.unwrap().identification);
+                    let put_together = frames::reassembled(&frames);
+                    let inner = &put_together[14 + overhead..];
+                    let mut expected = packet[14..].to_vec();
+                    expected[7] -= 1;
+                    assert!(inner == expected, "{mode:?} {outer:?} {length}");
+                }
+                let answer = sends(&mut lab, 0, &sized(family, client, 1281));
+                assert_eq!(told(&answer, family), Some(1280));
+            }
+            assert_eq!((ids.len(), lab.count("split")), (12, 12));
+        }
+    }
 }
