@@ -1,5 +1,7 @@
 //! Hosts that take time and have places for so many requests, clients at a constant rate, and classifiers between them.
 
+#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a farm of a few hosts for a few minutes")]
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -135,7 +137,7 @@ impl Farm {
 
     /// The latencies in µs of all requests that were to begin in this time.
     pub(crate) fn run(mut self, from: Duration, until: Duration) -> Vec<u64> {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap();
+        let micros = |time: Duration| time.as_micros() as u64;
         self.at(0, Event::Begin(0));
         self.at(0, Event::Turn);
         (0..self.hosts.len()).for_each(|host| self.at(1_000 * host as u64, Event::Report(host)));
