@@ -194,9 +194,9 @@ impl CachedHost {
 
     /// After rows changed: is the copy right now, and does the host count (again)?
     pub(crate) fn after_change(&mut self, grace: Duration, now: Moment) {
-        self.check(grace, now);
+        let right = self.check(grace, now);
         let is_heard = now.since(self.heard) < self.age_out();
-        if self.doubt.is_none() && self.latest.is_some() && is_heard {
+        if right && is_heard {
             self.set_presence(Presence::Live, now);
         }
     }
@@ -331,11 +331,13 @@ impl CachedHost {
         Applied::Changed
     }
 
-    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that.
-    pub(crate) fn check(&mut self, grace: Duration, now: Moment) {
-        let Some((generation, digest, rows)) = self.latest else { return };
+    /// Is the copy right? Compares it with the latest heartbeat. If changes have overtaken that there is no saying: neither that it is
+    /// right, nor a doubt.
+    pub(crate) fn check(&mut self, grace: Duration, now: Moment) -> bool {
+        let Some((generation, digest, rows)) = self.latest else { return false };
         let equal = self.table.digest() == digest && self.table.len() == usize::from(rows);
-        if equal || planted(Bug::DigestIgnored) {
+        let right = equal || planted(Bug::DigestIgnored);
+        if right {
             self.doubt = None;
             self.right_at = self.right_at.max(generation);
             let right_at = self.right_at;
@@ -343,6 +345,7 @@ impl CachedHost {
         } else if generation >= self.newest {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
+        right
     }
 
     pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {
