@@ -46,6 +46,8 @@ pub struct CachedHost {
     pub(crate) presence: Presence,
     pub(crate) presence_since: Moment,
     pub(crate) heard: Moment,
+    /// This life was heard itself: rows alone may be another unit's memory of the dead.
+    beaten: bool,
     pub(crate) interval: Duration,
     pub(crate) doubt: Option<Doubt>,
     /// It speaks to this unit itself.
@@ -97,6 +99,7 @@ impl CachedHost {
             presence: Presence::Expected,
             presence_since: now,
             heard: now,
+            beaten: false,
             interval: Duration::from_secs(1),
             doubt: None,
             direct: false,
@@ -195,7 +198,7 @@ impl CachedHost {
     /// After rows changed: is the copy right now, and does the host count (again)?
     pub(crate) fn after_change(&mut self, grace: Duration, now: Moment) {
         let right = self.check(grace, now);
-        let is_heard = now.since(self.heard) < self.age_out();
+        let is_heard = self.beaten && now.since(self.heard) < self.age_out();
         if right && is_heard {
             self.set_presence(Presence::Live, now);
         }
@@ -215,6 +218,7 @@ impl CachedHost {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
+        self.beaten = false;
         self.tombstones.clear();
         self.table.forget_versions();
         // There is nothing to wait for: no row change under way could make this right.
@@ -226,7 +230,7 @@ impl CachedHost {
         let (before, rank) = (self.incarnation, Rank::of(next));
         if before != Incarnation(0) && Rank::of(before) != rank {
             let (sequence, interval) = (self.sequence, self.interval);
-            let heard = Some(self.heard).filter(|_| self.presence != Presence::Gone);
+            let heard = Some(self.heard).filter(|_| self.beaten && self.presence != Presence::Gone);
             let (steady, direct, through) = (self.heard, self.direct, self.through);
             self.others.put(Other { incarnation: before, sequence, interval, heard, steady, direct, through });
             (self.direct, self.through) = (false, None);
@@ -239,7 +243,7 @@ impl CachedHost {
         let Some(other) = self.others.best(now).and_then(|rank| self.others.take(rank)) else { return false };
         self.begin(other.incarnation, now);
         (self.sequence, self.interval) = (other.sequence, other.interval);
-        self.heard = other.heard.unwrap_or(now);
+        (self.heard, self.beaten) = (other.heard.unwrap_or(now), other.heard.is_some());
         (self.direct, self.through) = (other.direct, other.through);
         true
     }
@@ -272,7 +276,7 @@ impl CachedHost {
     /// Takes a heartbeat that is newer than all before.
     pub(crate) fn beat(&mut self, beat: &Beat, now: Moment) {
         self.sequence = beat.sequence;
-        self.heard = now;
+        (self.heard, self.beaten) = (now, true);
         self.interval = beat.interval();
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);

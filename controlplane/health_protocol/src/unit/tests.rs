@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::row::{Directives, Identity, Status};
+use crate::source::Rank;
 use crate::table::Table;
 use weir_health_load::{Directive, Health};
 
 const HOST: HostId = HostId(4);
+const OTHER_UNIT: UnitId = UnitId(2);
 
-/// A unit that hears of one host.
+/// A unit that hears of one host: from itself, or from another unit.
 struct Hearing {
     unit: UnitEnd,
     claims: Claims,
@@ -49,6 +51,11 @@ impl Hearing {
     fn beats(&mut self, table: &Table) -> Result<(), Refusal> {
         let beat = beat(self.life, self.sequence + 1, table);
         self.says(Body::Heartbeat(vec![beat]))
+    }
+
+    fn is_told(&mut self, body: Body) -> Result<(), Refusal> {
+        let message = Message { host: HOST, incarnation: self.life, sequence: self.sequence, body };
+        self.unit.handle(Origin::Unit(OTHER_UNIT), message, self.now)
     }
 
     fn presence(&self) -> Presence {
@@ -147,4 +154,69 @@ fn a_heartbeat_that_was_overtaken_leaves_a_live_host_live() {
     assert_eq!(hearing.presence(), Presence::Live);
     hearing.wait(1_000);
     assert_eq!(hearing.asked(), []);
+}
+
+/// Another unit's copy of the host, whole.
+fn copy(hearing: &Hearing, table: &Table) -> Body {
+    let (unit, unit_incarnation) = hearing.unit.unit();
+    Body::Table {
+        unit,
+        unit_incarnation,
+        generation: generation(table),
+        digest: table.digest(),
+        total: table.len().try_into().unwrap(),
+        bits: 0,
+        chunks: 1,
+        rows: table.rows().cloned().collect(),
+    }
+}
+
+#[test]
+fn rows_from_another_unit_make_no_host_live() {
+    let mut hearing = Hearing::new(7);
+    let truth = table(&[row(1, 1), row(2, 2)]);
+    // The host's last words, which were under way when this unit started.
+    hearing.is_told(change(&[row(2, 2)])).unwrap();
+    hearing.wait(10);
+    assert_eq!(hearing.asked(), [Peer::Unit(OTHER_UNIT)]);
+    hearing.is_told(copy(&hearing, &truth)).unwrap();
+    assert_eq!((hearing.presence(), hearing.rows().len()), (Presence::Expected, 2));
+    hearing.wait(4_000);
+    assert_eq!(hearing.presence(), Presence::Silent);
+    // It was not dead after all.
+    hearing.beats(&truth).unwrap();
+    assert_eq!(hearing.presence(), Presence::Live);
+}
+
+#[test]
+fn rows_of_a_next_life_do_not_make_a_silent_host_live() {
+    let mut hearing = Hearing::new(7);
+    hearing.beats(&Table::default()).unwrap();
+    // It is heard all the time, but silent: it does not give the row that it has.
+    for _ in 0..5 {
+        hearing.wait(1_000);
+        hearing.beats(&table(&[row(1, 1)])).unwrap();
+    }
+    assert_eq!(hearing.presence(), Presence::Silent);
+    (hearing.life, hearing.sequence) = (Incarnation(8), 0);
+    let truth = table(&[row(5, 1)]);
+    hearing.is_told(change(&[row(5, 1)])).unwrap();
+    hearing.is_told(copy(&hearing, &truth)).unwrap();
+    assert_eq!((hearing.presence(), hearing.rows()), (Presence::Silent, vec![row(5, 1)]));
+    hearing.beats(&truth).unwrap();
+    assert_eq!(hearing.presence(), Presence::Live);
+}
+
+#[test]
+fn a_source_of_which_only_rows_were_heard_takes_nobodys_place() {
+    let (best, second) = (Rank::new(0).unwrap(), Rank::new(1).unwrap());
+    let mut hearing = Hearing::new(0);
+    hearing.life = second.life(7);
+    hearing.is_told(change(&[])).unwrap();
+    hearing.life = best.life(7);
+    let beat = Beat { interval_ms: 100, ..beat(hearing.life, 1, &Table::default()) };
+    hearing.says(Body::Heartbeat(vec![beat])).unwrap();
+    assert_eq!(hearing.presence(), Presence::Live);
+    hearing.wait(400);
+    assert_eq!((hearing.presence(), hearing.unit.host(HOST).unwrap().rank()), (Presence::Silent, best));
 }
