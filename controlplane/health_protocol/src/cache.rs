@@ -137,7 +137,7 @@ impl CachedHost {
         self.since.get(&application).copied()
     }
 
-    /// The latest heartbeat's arrival.
+    /// The latest heartbeat's arrival; until the first, when it began to be waited for.
     #[must_use]
     pub fn heard(&self) -> Moment {
         self.heard
@@ -221,6 +221,11 @@ impl CachedHost {
         self.beaten = false;
         self.tombstones.clear();
         self.table.forget_versions();
+        if self.presence == Presence::Gone {
+            // It was another life that said goodbye; this one has as long to be heard as a host that is new.
+            self.heard = now;
+            self.set_presence(Presence::Expected, now);
+        }
         // There is nothing to wait for: no row change under way could make this right.
         self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
     }

@@ -220,3 +220,42 @@ fn a_source_of_which_only_rows_were_heard_takes_nobodys_place() {
     hearing.wait(400);
     assert_eq!((hearing.presence(), hearing.unit.host(HOST).unwrap().rank()), (Presence::Silent, best));
 }
+
+/// A host that said goodbye a while ago.
+fn gone() -> Hearing {
+    let mut hearing = Hearing::new(7);
+    hearing.changes(&[row(1, 1)]).unwrap();
+    hearing.beats(&table(&[row(1, 1)])).unwrap();
+    hearing.says(Body::Goodbye).unwrap();
+    hearing.wait(5_000);
+    assert_eq!((hearing.presence(), hearing.rows()), (Presence::Gone, vec![]));
+    hearing
+}
+
+#[test]
+fn a_goodbye_does_not_count_for_the_next_life() {
+    let mut hearing = gone();
+    hearing.unit.handle_unit_up(OTHER_UNIT, hearing.now);
+    (hearing.life, hearing.sequence) = (Incarnation(8), 0);
+    hearing.changes(&[row(2, 1)]).unwrap();
+    assert_eq!((hearing.presence(), hearing.rows()), (Presence::Expected, vec![row(2, 1)]));
+    let sent: Vec<_> = std::iter::from_fn(|| hearing.unit.poll_transmit()).collect();
+    assert!(sent.iter().any(|(to, said)| (to, &said.body) == (&Peer::Unit(OTHER_UNIT), &change(&[row(2, 1)]))));
+    // It is waited for as any other that is new, and asked for the rows that are missing.
+    hearing.wait(10);
+    assert_eq!((hearing.presence(), hearing.asked()), (Presence::Expected, vec![Peer::Host(HOST)]));
+    hearing.beats(&table(&[row(2, 1)])).unwrap();
+    assert_eq!(hearing.presence(), Presence::Live);
+}
+
+#[test]
+fn a_goodbye_counts_for_its_own_life_whatever_comes_late() {
+    let mut hearing = gone();
+    hearing.changes(&[row(2, 2)]).unwrap_err();
+    assert_eq!((hearing.presence(), hearing.rows()), (Presence::Gone, vec![]));
+    // A next life of which nothing but its end is heard.
+    hearing.life = Incarnation(8);
+    hearing.says(Body::Goodbye).unwrap();
+    hearing.changes(&[row(2, 2)]).unwrap_err();
+    assert_eq!((hearing.presence(), hearing.rows()), (Presence::Gone, vec![]));
+}
