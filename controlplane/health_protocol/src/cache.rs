@@ -46,6 +46,8 @@ pub struct CachedHost {
     pub(crate) presence: Presence,
     pub(crate) presence_since: Moment,
     pub(crate) heard: Moment,
+    /// This life was heard itself: rows alone may be another unit's memory of the dead.
+    beaten: bool,
     pub(crate) interval: Duration,
     pub(crate) doubt: Option<Doubt>,
     /// It speaks to this unit itself.
@@ -97,6 +99,7 @@ impl CachedHost {
             presence: Presence::Expected,
             presence_since: now,
             heard: now,
+            beaten: false,
             interval: Duration::from_secs(1),
             doubt: None,
             direct: false,
@@ -134,7 +137,7 @@ impl CachedHost {
         self.since.get(&application).copied()
     }
 
-    /// The latest heartbeat's arrival.
+    /// The latest heartbeat's arrival; until the first, when it began to be waited for.
     #[must_use]
     pub fn heard(&self) -> Moment {
         self.heard
@@ -194,9 +197,9 @@ impl CachedHost {
 
     /// After rows changed: is the copy right now, and does the host count (again)?
     pub(crate) fn after_change(&mut self, grace: Duration, now: Moment) {
-        self.check(grace, now);
-        let is_heard = now.since(self.heard) < self.age_out();
-        if self.doubt.is_none() && self.latest.is_some() && is_heard {
+        let right = self.check(grace, now);
+        let is_heard = self.beaten && now.since(self.heard) < self.age_out();
+        if right && is_heard {
             self.set_presence(Presence::Live, now);
         }
     }
@@ -215,8 +218,14 @@ impl CachedHost {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
+        self.beaten = false;
         self.tombstones.clear();
         self.table.forget_versions();
+        if self.presence == Presence::Gone {
+            // It was another life that said goodbye; this one has as long to be heard as a host that is new.
+            self.heard = now;
+            self.set_presence(Presence::Expected, now);
+        }
         // There is nothing to wait for: no row change under way could make this right.
         self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
     }
@@ -226,7 +235,7 @@ impl CachedHost {
         let (before, rank) = (self.incarnation, Rank::of(next));
         if before != Incarnation(0) && Rank::of(before) != rank {
             let (sequence, interval) = (self.sequence, self.interval);
-            let heard = Some(self.heard).filter(|_| self.presence != Presence::Gone);
+            let heard = Some(self.heard).filter(|_| self.beaten && self.presence != Presence::Gone);
             let (steady, direct, through) = (self.heard, self.direct, self.through);
             self.others.put(Other { incarnation: before, sequence, interval, heard, steady, direct, through });
             (self.direct, self.through) = (false, None);
@@ -239,7 +248,7 @@ impl CachedHost {
         let Some(other) = self.others.best(now).and_then(|rank| self.others.take(rank)) else { return false };
         self.begin(other.incarnation, now);
         (self.sequence, self.interval) = (other.sequence, other.interval);
-        self.heard = other.heard.unwrap_or(now);
+        (self.heard, self.beaten) = (other.heard.unwrap_or(now), other.heard.is_some());
         (self.direct, self.through) = (other.direct, other.through);
         true
     }
@@ -272,7 +281,7 @@ impl CachedHost {
     /// Takes a heartbeat that is newer than all before.
     pub(crate) fn beat(&mut self, beat: &Beat, now: Moment) {
         self.sequence = beat.sequence;
-        self.heard = now;
+        (self.heard, self.beaten) = (now, true);
         self.interval = beat.interval();
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);
@@ -331,11 +340,13 @@ impl CachedHost {
         Applied::Changed
     }
 
-    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that.
-    pub(crate) fn check(&mut self, grace: Duration, now: Moment) {
-        let Some((generation, digest, rows)) = self.latest else { return };
+    /// Is the copy right? Compares it with the latest heartbeat. If changes have overtaken that there is no saying: neither that it is
+    /// right, nor a doubt.
+    pub(crate) fn check(&mut self, grace: Duration, now: Moment) -> bool {
+        let Some((generation, digest, rows)) = self.latest else { return false };
         let equal = self.table.digest() == digest && self.table.len() == usize::from(rows);
-        if equal || planted(Bug::DigestIgnored) {
+        let right = equal || planted(Bug::DigestIgnored);
+        if right {
             self.doubt = None;
             self.right_at = self.right_at.max(generation);
             let right_at = self.right_at;
@@ -343,6 +354,7 @@ impl CachedHost {
         } else if generation >= self.newest {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
+        right
     }
 
     pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {

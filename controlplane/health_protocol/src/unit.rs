@@ -228,8 +228,7 @@ impl UnitEnd {
         }
         cached.hear(origin);
         cached.beat(&beat, now);
-        cached.check(grace, now);
-        if cached.doubt.is_none() {
+        if cached.check(grace, now) {
             cached.set_presence(Presence::Live, now);
         } else if cached.presence == Presence::Gone {
             cached.set_presence(Presence::Expected, now);
@@ -613,3 +612,6 @@ impl UnitEnd {
 
 /// So many heartbeats fit into a datagram, without names.
 const BEATS_MAX: usize = 24;
+
+#[cfg(test)]
+mod tests;
