@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A client at a constant rate, whatever the answers take: each latency counts from when its request was due.
 
-open_loop.py load ADDRESS:PORT RATE SECONDS WARM_UP: prints {"latencies": [ms…], "failures": n, "late": [ms…], "hosts": {name: n}}.
+open_loop.py load ADDRESS:PORT RATE SECONDS WARM_UP: prints {"latencies": [ms…], "failures": n, "reasons": {error: n}, "late": [ms…], "hosts": {name: n}}.
 open_loop.py changes ADDRESS:PORT AGENT_SOCKET HOST COUNT: prints how long after each report of health new connections followed it, in ms.
 open_loop.py watch ADDRESS:PORT HOST: prints the time of each new connection's answer by HOST, until its input ends.
 """
@@ -32,12 +32,14 @@ class Fetch(asyncio.Protocol):
 
     def connection_lost(self, exc):
         if not self.answered.done():
-            good = self.data.startswith(b"HTTP/1.0 200")
-            self.answered.set_result(self.data.split()[-1].decode() if good else None)
+            if self.data.startswith(b"HTTP/1.0 200"):
+                self.answered.set_result(self.data.split()[-1].decode())
+            else:
+                self.answered.set_exception(exc or ConnectionError(f"ended after {len(self.data)} bytes"))
 
 
-async def fetch(address, path="/"):
-    """The name of the host that answers; None if none does."""
+async def fetch(address, path="/", reasons=None):
+    """The name of the host that answers; None if none does, and then `reasons` gets one more."""
     loop = asyncio.get_running_loop()
     answered = loop.create_future()
     transport = None
@@ -45,7 +47,9 @@ async def fetch(address, path="/"):
         async with asyncio.timeout(GIVE_UP):
             transport, _ = await loop.create_connection(lambda: Fetch(path, answered), *address)
             return await answered
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError) as error:
+        if reasons is not None:
+            reasons[repr(error)] = reasons.get(repr(error), 0) + 1
         return None
     finally:
         if transport:
@@ -54,11 +58,11 @@ async def fetch(address, path="/"):
 
 async def load(address, rate, seconds, warm_up):
     loop = asyncio.get_running_loop()
-    result = {"latencies": [], "late": [], "failures": 0, "hosts": {}}
+    result = {"latencies": [], "late": [], "failures": 0, "reasons": {}, "hosts": {}}
 
     async def request(due, counts):
         late = loop.time() - due
-        host = await fetch(address)
+        host = await fetch(address, reasons=result["reasons"])
         if host is None:
             result["failures"] += 1
         elif counts:
