@@ -51,8 +51,11 @@ impl Desk {
 
     /// Gives back what is left of an allotment and gets another for it; false if the handler is busy and there was something.
     pub(crate) fn renew(&self, demand: Demand, ledger: &mut Ledger, now: Moment, allotment: &mut Allotment) -> bool {
-        let busy = (0..TRIES).find_map(|_| self.try_lock().or_else(|| (core::hint::spin_loop(), None).1));
-        let Some(mut handler) = busy.or_else(|| allotment.shares.is_empty().then(|| self.lock())) else { return false };
+        let soon = (0..TRIES).find_map(|_| {
+            std::hint::spin_loop();
+            self.try_lock()
+        });
+        let Some(mut handler) = soon.or_else(|| allotment.shares.is_empty().then(|| self.lock())) else { return false };
         ledger.tell(&mut handler, demand, now);
         handler.settle(demand, allotment);
         handler.grant(demand, now, allotment);

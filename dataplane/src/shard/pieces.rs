@@ -40,7 +40,6 @@ impl<Q: Queue> Shard<Q> {
             return self.forwarder.drops.count(DropReason::NoBuffer);
         };
         self.forwarder.counters.split += others.len() as u64;
-        drop(packet);
         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, first, port);
         for piece in others {
             send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, piece, port);
@@ -49,19 +48,19 @@ impl<Q: Queue> Shard<Q> {
 }
 
 /// A frame that is to be taken to pieces.
-struct Whole {
+struct Whole<'a> {
     /// Ethernet header, tags and IP header as they stand.
-    head: ArrayVec<u8, MOST_HEAD>,
+    head: &'a [u8],
     l3: usize,
     v6: bool,
-    payload: ArrayVec<u8, MOST_PAYLOAD>,
+    payload: &'a [u8],
     most: usize,
     pieces: usize,
     id: u32,
 }
 
-impl Whole {
-    fn of(frame: &[u8], l3: usize, mtu: usize, id: u32) -> Option<Self> {
+impl<'a> Whole<'a> {
+    fn of(frame: &'a [u8], l3: usize, mtu: usize, id: u32) -> Option<Self> {
         let v6 = frame.get(l3)? >> 4 == 6;
         let (header, overhead) = if v6 { (40, 48) } else { (20, 20) };
         let most = mtu.checked_sub(overhead)? & !7;
@@ -70,8 +69,7 @@ impl Whole {
         if most == 0 || pieces > MOST_PIECES {
             return None;
         }
-        let head = ArrayVec::try_from(head).ok()?;
-        Some(Self { head, l3, v6, payload: ArrayVec::try_from(payload).ok()?, most, pieces, id })
+        Some(Self { head, l3, v6, payload, most, pieces, id })
     }
 
     /// Writes one piece into an empty buffer; false if that is too small.
@@ -88,7 +86,7 @@ impl Whole {
             return false;
         }
         let (head, rest) = piece.data_mut().split_at_mut(self.head.len());
-        head.copy_from_slice(&self.head);
+        head.copy_from_slice(self.head);
         rest[extra..].copy_from_slice(payload);
         let ip = &mut head[self.l3..];
         if self.v6 {
@@ -114,9 +112,5 @@ impl Whole {
 const FRAGMENT: u8 = 44;
 /// 1280 bytes and an outer header through a way of 576 have three.
 const MOST_PIECES: usize = 4;
-/// Ethernet with two tags, and IPv6.
-const MOST_HEAD: usize = 22 + 40;
-/// 1280 bytes in GUE.
-const MOST_PAYLOAD: usize = 1280 + 12;
 /// Identifications are dealt out among so many shards, a power of two.
 const MOST_SHARDS: u32 = 64;
