@@ -230,14 +230,12 @@ struct Generator {
     six: bool,
     mask: u64,
     state: u64,
-    /// Sum of the constant words of the IPv4 header.
-    sum: u32,
 }
 
 impl Generator {
     /// Frames of `case` for a number of flows that is a power of two.
     fn new(case: &str, flows: u64) -> Self {
-        assert!(flows.is_power_of_two(), "{flows} flows: a power of two is wanted");
+        assert!(flows.is_power_of_two() && flows <= 1 << 28, "{flows} flows: a power of two up to 2^28 is wanted");
         let six = case == "dsr6";
         let mut frame = Vec::new();
         frame.extend(MAC);
@@ -253,9 +251,13 @@ impl Generator {
         }
         frame.extend(tcp);
         frame.resize(frame.len().max(60), 0);
-        let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-        let sum = words.sum::<u32>() - 0x0a00;
-        Self { frame, six, mask: flows - 1, state: 1, sum }
+        if !six {
+            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
+            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
+            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
+        }
+        Self { frame, six, mask: flows - 1, state: 1 }
     }
 
     /// Client address and port of a flow.
@@ -303,10 +305,8 @@ impl Generator {
             None => return,
         };
         *frame = *template;
-        let sum = self.sum + (address >> 16) + (address & 0xffff);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        // What the address adds to the header's sum the identification takes away again, so that the checksum stays.
+        frame[18..20].copy_from_slice(&(!(address as u16)).to_be_bytes());
         frame[26..30].copy_from_slice(&address.to_be_bytes());
         frame[34..36].copy_from_slice(&port.to_be_bytes());
     }
@@ -333,6 +333,7 @@ fn farm(mode: Mode) -> Farm {
         backup: false,
         tunnel: None,
         pool: None,
+        local: None,
         hop: None,
     };
     Farm::new(FarmParts {

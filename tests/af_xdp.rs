@@ -104,6 +104,124 @@ fn an_interface_with_an_address_is_no_af_xdp_port() {
     assert!(said.contains("ip address del 192.0.2.1/24 dev weir9"), "{said}");
 }
 
+#[test]
+fn an_endpoint_on_the_unit_itself_serves() {
+    let farm = Farm::up("xdp-local");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xdp-local");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(folder.join("tmp")).expect("a folder");
+    let large: Vec<u8> =
+        (0..10_u32 << 18).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(folder.join("large.bin"), &large).expect("written");
+    let place = folder.to_str().expect("text");
+    std::fs::write(folder.join("nginx.conf"), NGINX.replace("FOLDER", place)).expect("written");
+    std::fs::write(folder.join("weir.yaml"), LOCAL.replace("FOLDER", place)).expect("written");
+
+    // A second unit beside the lab's, on a cable of its own to the client.
+    let client = format!("weir-lab-{}-client", farm.name);
+    farm.unit(&["ip", "link", "add", "weir9", "type", "veth", "peer", "name", "near9", "netns", &client]);
+    farm.unit(&["ip", "link", "set", "weir9", "up"]);
+    farm.unit(&["ip", "route", "add", "blackhole", "10.99.0.100/32"]);
+    farm.unit(&["ip", "route", "add", "blackhole", "fd99::100/128"]);
+    farm.client(&["ethtool", "-K", "near9", "tx", "off"]);
+    farm.client(&["ip", "address", "add", "10.99.0.2/24", "dev", "near9"]);
+    farm.client(&["ip", "address", "add", "fd99::2/64", "dev", "near9", "nodad"]);
+    farm.client(&["ip", "link", "set", "near9", "up"]);
+    let config = folder.join("weir.yaml");
+    let mut weir = farm.command("unit");
+    let mut weir =
+        Ended(weir.arg(bin_dir().join("weir")).args(["run", "--config"]).arg(&config).spawn().expect("weir"));
+    let mut nginx = farm.command("unit");
+    let conf = folder.join("nginx.conf");
+    let _nginx = Ended(nginx.args(["nginx", "-p", place, "-c"]).arg(&conf).spawn().expect("nginx starts"));
+
+    let fetch = |url: &str| {
+        let mut curl = farm.command("client");
+        curl.args(["curl", "-sS", "-f", "-g", "--noproxy", "*", "--max-time", "30", url]).output().expect("curl starts")
+    };
+    let end = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    while !fetch("http://10.99.0.100/").status.success() {
+        assert!(std::time::SystemTime::now() < end, "the unit's own nginx does not answer");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    for vip in ["10.99.0.100", "[fd99::100]"] {
+        for _ in 0..20 {
+            assert_eq!(expect_success(&fetch(&format!("http://{vip}/"))), "from the unit itself\n");
+        }
+        let output = fetch(&format!("http://{vip}/large.bin"));
+        assert!(output.status.success() && output.stdout == large, "{vip}: {} bytes", output.stdout.len());
+        let mut put = farm.command("client");
+        put.args(["curl", "-sS", "-f", "-g", "--noproxy", "*", "--max-time", "30", "-T"]).arg(folder.join("large.bin"));
+        expect_success(&put.arg(format!("http://{vip}/tmp/back.bin")).output().expect("curl starts"));
+        assert!(std::fs::read(folder.join("tmp/back.bin")).expect("uploaded") == large, "{vip}");
+        std::fs::remove_file(folder.join("tmp/back.bin")).expect("removed");
+    }
+    // The kernel has seen the clients themselves, at its own address.
+    let log = std::fs::read_to_string(folder.join("access.log")).expect("nginx's log");
+    assert!(log.lines().any(|line| line == "10.99.0.2 10.99.0.1 8080"), "{log}");
+    assert!(log.lines().any(|line| line == "fd99::2 fd99::1 8080"), "{log}");
+    let routes = Command::new(bin_dir().join("weirctl"));
+    let routes = { routes }.arg("--socket").arg(folder.join("weir.sock")).args(["--json", "routes", "list"]).output();
+    let routes = expect_success(&routes.expect("weirctl starts"));
+    assert!(routes.contains("\"local\""), "{routes}");
+    weir.term();
+}
+
+/// A program that is ended with its test.
+struct Ended(std::process::Child);
+
+impl Ended {
+    /// Asks it to end, and expects that it does so in order.
+    fn term(&mut self) {
+        let asked = Command::new("kill").arg(self.0.id().to_string()).status().expect("kill starts");
+        assert!(asked.success() && self.0.wait().expect("it ends").success());
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}
+
+const NGINX: &str = "
+daemon off;
+user root;
+worker_processes 1;
+pid FOLDER/nginx.pid;
+error_log FOLDER/error.log warn;
+events { worker_connections 1024; }
+http {
+    log_format ends '$remote_addr $server_addr $server_port';
+    access_log FOLDER/access.log ends;
+    client_body_temp_path FOLDER/body;
+    proxy_temp_path FOLDER/proxy;
+    fastcgi_temp_path FOLDER/fastcgi;
+    uwsgi_temp_path FOLDER/uwsgi;
+    scgi_temp_path FOLDER/scgi;
+    client_max_body_size 64m;
+    server {
+        listen 0.0.0.0:8080;
+        listen [::]:8080 ipv6only=on;
+        location = / { return 200 'from the unit itself\n'; }
+        location / { root FOLDER; dav_methods PUT; }
+    }
+}
+";
+const LOCAL: &str = "
+unit: { id: 9, name: xdp-local }
+admin: { socket: FOLDER/weir.sock }
+dataplane: { shards: 2, cpus: [0], idle: poll, hugepages: false, memory: 128MiB, mbufs: 8192, routes: { ipv4: 10000, ipv6: 10000 } }
+ports:
+  - { name: net9, device: 'af_xdp:weir9', twin: twin9, addresses: [10.99.0.1/24, 'fd99::1/64'] }
+hosts:
+  - { id: 1, name: here, address: 10.99.0.1 }
+services:
+  - { id: 1, name: web, vip: 10.99.0.100, ports: 80, mode: nat, endpoints: [{ host: here, port: 8080 }] }
+  - { id: 2, name: web6, vip: 'fd99::100', ports: 80, mode: nat, endpoints: [{ host: here, address: 'fd99::1', port: 8080 }] }
+";
+
 /// A lab with AF_XDP ports that is up.
 struct Farm {
     name: &'static str,

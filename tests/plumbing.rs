@@ -491,6 +491,7 @@ fn farm() -> Farm {
         backup: false,
         tunnel: None,
         pool: None,
+        local: None,
         hop: None,
     };
     let neighbour = |n| Neighbour { port: 0, address: address(n), mac: endpoint_mac(n) };
@@ -520,6 +521,7 @@ fn standing() -> ServiceStanding {
         endpoint: EndpointId(n),
         stable: u64::from(n),
         capacity,
+        load: None,
         directive: Directive::Active,
         health: Health::Healthy,
         backup: false,

@@ -211,6 +211,12 @@ impl PublishedClassifier {
 }
 
 impl<P> ClassifierSeat<P> {
+    /// The classifier, to be looked into.
+    #[must_use]
+    pub fn classifier(&self) -> &Classifier<Held<P>> {
+        &self.classifier
+    }
+
     /// Classifier `number` with its end of the rings to each shard, in the shards' order.
     #[must_use]
     pub fn new(number: usize, classifier: Classifier<Held<P>>, shards: Vec<ShardLink<P>>) -> Self {

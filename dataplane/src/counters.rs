@@ -45,6 +45,10 @@ counters! {
         refused,
         /// Of these the ICMP errors about packets that were too big, which are counted as dropped as well.
         told_too_big,
+        /// ICMP errors about the unit's own tunnel packets, which are counted as dropped as well.
+        tunnel_errors,
+        /// Tunnels' path MTUs lowered because of these, in each shard.
+        paths_lowered,
         /// Routes installed.
         routes_installed,
         /// Routes that came back although one was there already, which was kept.
@@ -168,6 +172,8 @@ drop_reasons! {
     FragmentTable = "fragment_table",
     /// ICMP to a VIP that is neither echo nor an error about a known flow.
     Icmp = "icmp",
+    /// An ICMP error about a tunnel packet of the unit's own, which was heard and goes no further.
+    TunnelError = "tunnel_error",
     /// ICMP over its rate limit.
     IcmpRate = "icmp_rate",
     /// To a VIP, but a protocol that no service has.

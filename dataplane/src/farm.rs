@@ -43,6 +43,10 @@ pub struct Farm {
     associations: Vec<Option<Association>>,
     /// For each service, in half-NAT: its endpoints at which another service's endpoint may be the same socket.
     rivals: Vec<Vec<(EndpointId, EndpointId)>>,
+    /// Endpoints' addresses that are the unit's own.
+    local: Vec<IpAddr>,
+    /// Tunnels' ends, each with an endpoint that is there.
+    tunnels: HashMap<IpAddr, usize, foldhash::fast::FixedState>,
     /// By port and VLAN identifier: the port that the VLAN is.
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
@@ -114,6 +118,8 @@ pub struct Endpoint {
     pub tunnel: Option<Tunnel>,
     /// Whose addresses stand for the clients in [`Mode::FullNat`]: index of a pool of the endpoint's family.
     pub pool: Option<usize>,
+    /// On the unit itself: the port whose own address it has, and whose twin takes its packets.
+    pub local: Option<PortId>,
     /// Its next hop, as long as that is resolved and the endpoint is not inactive.
     pub hop: Option<Hop>,
 }
@@ -157,15 +163,19 @@ impl Hop {
     }
 }
 
-/// An endpoint's next hop in sixteen bytes, for the quick lane.
+/// An endpoint's next hop, and its address where that is IPv4, in few bytes for the quick lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C, align(16))]
+#[repr(C, align(8))]
 pub struct QuickHop {
     /// As in [`Hop`].
     pub ethernet: [u8; 12],
     /// The port.
     pub port: PortId,
-    /// Whether there is one.
+    /// The endpoint's own port, in network byte order; 0 if it is the service's.
+    pub own_port: [u8; 2],
+    /// The endpoint's address, if it is IPv4.
+    pub address: [u8; 4],
+    /// Whether there is a next hop.
     pub resolved: bool,
 }
 
@@ -269,6 +279,8 @@ impl Farm {
             addresses,
             nat,
             rivals: Vec::new(),
+            local: Vec::new(),
+            tunnels: HashMap::default(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
@@ -305,13 +317,24 @@ impl Farm {
                 Endpoint { hop, ..endpoint }
             })
             .collect();
+        farm.local = farm.endpoints.iter().filter(|own| own.local.is_some()).map(|own| own.address).collect();
+        farm.local.sort_unstable();
+        farm.local.dedup();
+        let ends = farm.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.tunnel.is_some());
+        farm.tunnels = ends.map(|(index, endpoint)| (endpoint.address, index)).collect();
         farm.rivals = rivals(&farm.services, &farm.endpoints);
         farm.quick_hops = farm
             .endpoints
             .iter()
-            .map(|endpoint| match endpoint.hop {
-                Some(Hop { port, ethernet }) => QuickHop { ethernet, port, resolved: true },
-                None => QuickHop::default(),
+            .map(|endpoint| match (endpoint.hop, endpoint.address) {
+                (Some(Hop { port, ethernet }), address) => QuickHop {
+                    ethernet,
+                    port,
+                    own_port: endpoint.port.unwrap_or_default().to_be_bytes(),
+                    address: if let IpAddr::V4(address) = address { address.octets() } else { [0; 4] },
+                    resolved: true,
+                },
+                (None, _) => QuickHop::default(),
             })
             .collect();
         farm
@@ -378,6 +401,32 @@ impl Farm {
     #[must_use]
     pub fn smallest_mtu(&self) -> u16 {
         self.smallest_mtu
+    }
+
+    /// Whether any endpoint is on the unit itself.
+    #[inline]
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        !self.local.is_empty()
+    }
+
+    /// Whether an endpoint has this address, which is the unit's own.
+    #[must_use]
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local.binary_search(&address).is_ok()
+    }
+
+    /// Whether there is any tunnel.
+    #[inline]
+    #[must_use]
+    pub fn tunnels(&self) -> bool {
+        !self.tunnels.is_empty()
+    }
+
+    /// A tunnel to this address; all to one address come from the same one of the unit's.
+    #[must_use]
+    pub fn tunnel_to(&self, end: IpAddr) -> Option<&Tunnel> {
+        self.endpoints.get(*self.tunnels.get(&end)?)?.tunnel.as_ref()
     }
 
     /// Whether any endpoint's answers are translated back.
@@ -660,6 +709,7 @@ pub(crate) mod tests {
             backup: false,
             tunnel: None,
             pool: None,
+            local: None,
             hop: None,
         };
         let on_link = |address: [u8; 4], length| Prefix {

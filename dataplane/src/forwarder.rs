@@ -5,11 +5,15 @@
 //! one by one, parsed in full. What cannot be done by a route is left to others, by a [`Fate`]. Nothing here decides where a
 //! connection goes.
 
+mod dead_ports;
 mod errors;
 mod full_nat;
+mod local;
 mod pairs;
+mod paths;
 mod quick;
 
+pub use dead_ports::DeadPorts;
 pub use pairs::is_return;
 
 use std::net::IpAddr;
@@ -34,6 +38,8 @@ use crate::translation::TranslationTable;
 pub enum Fate {
     /// Rewritten; goes out by this port.
     Send(PortId),
+    /// Rewritten; goes out by this port in pieces of so many bytes.
+    Pieces(PortId, u16),
     /// No route (or one that says so): to the classifier.
     Divert {
         /// It opens a connection on the route of one that is closing or out of time.
@@ -43,6 +49,8 @@ pub enum Fate {
     HandOver(usize),
     /// For the kernel twin, perhaps after the dataplane had a chance to answer it itself.
     Twin,
+    /// For the kernel, by this port's twin.
+    Kernel(PortId),
     /// ARP, neighbour discovery or ICMP to a VIP: the dataplane may answer.
     Respond,
     /// A fragment: to the shard that has its datagram, and there to the fragment table.
@@ -56,6 +64,8 @@ pub enum Fate {
         /// The flow, client to VIP.
         key: Key,
     },
+    /// Dropped: an ICMP error that has lowered the path MTU to a tunnel's end, of which the other shards are told.
+    PathMtu(IpAddr, u16),
     /// Dropped, and counted by reason.
     Drop(DropReason),
 }
@@ -86,6 +96,8 @@ pub struct Forwarder {
     routes6: RouteTable<Slot6>,
     /// What full-nat's ways back are translated to.
     translations: TranslationTable,
+    dead_ports: DeadPorts,
+    paths: paths::PathMtus,
     hash: FlowHash,
     shard: usize,
     shards: usize,
@@ -123,6 +135,8 @@ impl Forwarder {
             routes6: RouteTable::new(settings.routes_ipv6, settings.hash.clone())?,
             // Each has a route from its client, in the table of the client's family.
             translations: TranslationTable::new(settings.routes_ipv4, settings.routes_ipv6),
+            dead_ports: DeadPorts::new(settings.routes_ipv4, settings.routes_ipv6, settings.hash.clone()),
+            paths: paths::PathMtus::default(),
             hash: settings.hash.clone(),
             shard: settings.shard,
             shards: settings.shards,
@@ -148,6 +162,12 @@ impl Forwarder {
     #[must_use]
     pub fn translations(&self) -> &TranslationTable {
         &self.translations
+    }
+
+    /// Full-nat's ports that no connection has and none may have yet.
+    #[must_use]
+    pub fn dead_ports(&self) -> &DeadPorts {
+        &self.dead_ports
     }
 
     /// The unit's hashes.
@@ -188,16 +208,17 @@ impl Forwarder {
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
         self.enter(packets, port, farm, &mut lane);
-        self.look(packets, &mut lane);
-        self.leave(packets, &lane, farm, now)
+        self.look(packets, &mut lane, farm, now);
+        self.leave(packets, &mut lane, farm, now)
     }
 
     /// Forwards one packet the general way.
     pub fn forward_one<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Fate {
-        if parsed.class == Class::Icmp
-            && let Some(fate) = self.forward_error(packet, parsed, farm, now)
-        {
-            return fate;
+        if parsed.class == Class::Icmp {
+            let fate = self.forward_error(packet, parsed, farm, now);
+            if let Some(fate) = fate.or_else(|| self.tunnel_error(packet.data(), parsed, farm, now)) {
+                return fate;
+            }
         }
         if parsed.class != Class::Flow {
             return Self::not_a_flow(parsed, farm);
@@ -290,6 +311,14 @@ impl Forwarder {
     #[inline]
     fn by_route<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, action: Action, farm: &Farm) -> Fate {
         match action {
+            Action::Send { endpoint, mode: Mode::Ipip | Mode::Gue, .. }
+                if parsed.ip_len > self.path_room(endpoint, farm) =>
+            {
+                if parsed.ttl <= 1 {
+                    return Fate::Drop(DropReason::Ttl);
+                }
+                self.too_big(packet, parsed, endpoint, self.path_room(endpoint, farm), farm)
+            }
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
                     self.deliver_full_nat(packet, parsed, endpoint, mode, value, farm)
@@ -301,12 +330,15 @@ impl Forwarder {
                         self.counters.hits += 1;
                         Fate::Send(port)
                     }
+                    Err(Stop::TooBig(room)) if matches!(mode, Mode::Ipip | Mode::Gue) => {
+                        self.too_big(packet, parsed, endpoint, room, farm)
+                    }
                     Err(stop) => stop.into(),
                 }
             }
             Action::Drop => Fate::Drop(DropReason::Refused),
             Action::Divert => Self::divert(parsed, false),
-            Action::Local => Fate::Twin,
+            Action::Local { endpoint } => self.rewrite_for_kernel(packet, parsed, endpoint, farm),
         }
     }
 
@@ -351,6 +383,9 @@ impl Forwarder {
         mode: Mode,
         farm: &Farm,
     ) -> Fate {
+        if farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.local.is_some()) {
+            return self.rewrite_for_kernel(packet, parsed, endpoint, farm);
+        }
         match rewrite::deliver(packet, parsed.headers(), endpoint, mode, 0, farm) {
             Ok(port) => Fate::Send(port),
             Err(stop) => stop.into(),
@@ -359,5 +394,5 @@ impl Forwarder {
 }
 
 /// The most notices of one installation: each direction may evict for the number of routes and in its full lines, and find no
-/// place even so.
+/// place even so, or find one and get a pool's port.
 const EVICTIONS: usize = 5;

@@ -10,8 +10,10 @@
 //! that the MTU is right as well; but between the families, where it is changed by the headers' difference.
 
 mod across;
+mod tunnel;
 
 pub use across::to_other_family;
+pub use tunnel::{TunnelError, about_tunnel};
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -79,16 +81,7 @@ pub fn quoted(frame: &[u8], parsed: &Parsed) -> Result<Quoted, DropReason> {
 
 /// As [`quoted`], with offsets in bytes from the message's start.
 fn quoted4(message: &[u8]) -> Result<Quoted, DropReason> {
-    let error = icmpv4::Packet::new_checked(message).map_err(|_| DropReason::Truncated)?;
-    if !matches!(
-        error.kind(),
-        icmpv4::kind::UNREACHABLE | icmpv4::kind::TIME_EXCEEDED | icmpv4::kind::PARAMETER_PROBLEM
-    ) {
-        return Err(DropReason::Icmp);
-    }
-    error.verify_checksum().map_err(|_| DropReason::BadChecksum)?;
-    // RFC 4884 4.1: the quotation's length in 32-bit words, if an extension follows it.
-    let data = original(message, usize::from(message[5]) * 4);
+    let data = error4(message)?;
     let packet = ipv4::Packet::new_quoted(data).map_err(|_| DropReason::Truncated)?;
     if packet.fragment_offset() != 0 {
         return Err(DropReason::Icmp);
@@ -100,17 +93,23 @@ fn quoted4(message: &[u8]) -> Result<Quoted, DropReason> {
     Ok(Quoted { key, l3, l4: l3 + packet.header_len(), checksummed })
 }
 
-/// As [`quoted4`]; the checksum covers the outer addresses.
-fn quoted6(message: &[u8], outer: &Key6) -> Result<Quoted, DropReason> {
-    let error = icmpv6::Packet::new_checked(message).map_err(|_| DropReason::Truncated)?;
-    if !matches!(error.kind(), icmpv6::kind::UNREACHABLE..=icmpv6::kind::PARAMETER_PROBLEM) {
+/// What an ICMPv4 error with a right checksum quotes.
+fn error4(message: &[u8]) -> Result<&[u8], DropReason> {
+    let error = icmpv4::Packet::new_checked(message).map_err(|_| DropReason::Truncated)?;
+    if !matches!(
+        error.kind(),
+        icmpv4::kind::UNREACHABLE | icmpv4::kind::TIME_EXCEEDED | icmpv4::kind::PARAMETER_PROBLEM
+    ) {
         return Err(DropReason::Icmp);
     }
-    let addresses = Addresses::V6 { source: outer.source.into(), destination: outer.destination.into() };
-    error.verify_checksum(addresses).map_err(|_| DropReason::BadChecksum)?;
-    // RFC 4884 4.2: in 64-bit words, in "unreachable" and "time exceeded" alone; the others have a number there.
-    let extended = matches!(error.kind(), icmpv6::kind::UNREACHABLE | icmpv6::kind::TIME_EXCEEDED);
-    let data = original(message, if extended { usize::from(message[4]) * 8 } else { 0 });
+    error.verify_checksum().map_err(|_| DropReason::BadChecksum)?;
+    // RFC 4884 4.1: the quotation's length in 32-bit words, if an extension follows it.
+    Ok(original(message, usize::from(message[5]) * 4))
+}
+
+/// As [`quoted4`].
+fn quoted6(message: &[u8], outer: &Key6) -> Result<Quoted, DropReason> {
+    let data = error6(message, outer)?;
     let packet = ipv6::Packet::new_quoted(data).map_err(|_| DropReason::Truncated)?;
     let rest = data.get(ipv6::HEADER_LEN..).ok_or(DropReason::Truncated)?;
     let upper = ipv6_ext::walk(packet.next_header(), rest).map_err(|_| DropReason::Truncated)?;
@@ -124,6 +123,19 @@ fn quoted6(message: &[u8], outer: &Key6) -> Result<Quoted, DropReason> {
     let key = Key::V6(Key6 { source, destination, ports, protocol: upper.protocol.0 });
     let l3 = icmpv6::HEADER_LEN;
     Ok(Quoted { key, l3, l4: l3 + at, checksummed })
+}
+
+/// As [`error4`]; the checksum covers the outer addresses.
+fn error6<'m>(message: &'m [u8], outer: &Key6) -> Result<&'m [u8], DropReason> {
+    let error = icmpv6::Packet::new_checked(message).map_err(|_| DropReason::Truncated)?;
+    if !matches!(error.kind(), icmpv6::kind::UNREACHABLE..=icmpv6::kind::PARAMETER_PROBLEM) {
+        return Err(DropReason::Icmp);
+    }
+    let addresses = Addresses::V6 { source: outer.source.into(), destination: outer.destination.into() };
+    error.verify_checksum(addresses).map_err(|_| DropReason::BadChecksum)?;
+    // RFC 4884 4.2: in 64-bit words, in "unreachable" and "time exceeded" alone; the others have a number there.
+    let extended = matches!(error.kind(), icmpv6::kind::UNREACHABLE | icmpv6::kind::TIME_EXCEEDED);
+    Ok(original(message, if extended { usize::from(message[4]) * 8 } else { 0 }))
 }
 
 /// The quotation of a message: all behind its header, or `stated` bytes of it. RFC 4884 4: where an extension follows, it is

@@ -290,7 +290,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
     };
     let (mut next, mut at, mut in_fragments) = (header[6], 40, false);
     // RFC 8200 section 4.1: every header at most once, destination options twice.
-    for _ in 0..=MAX_EXTENSION_HEADERS {
+    for step in 0..=MAX_EXTENSION_HEADERS {
         parsed.l4 = (l3 + at) as u16;
         set_protocol(&mut parsed.key, next);
         let length = match next {
@@ -319,7 +319,7 @@ fn parse6(frame: &[u8], l3: usize, unicast: bool) -> Result<Parsed, DropReason> 
                     return Err(DropReason::Truncated);
                 };
                 // A fragment of a fragment is nothing that a sender makes.
-                if std::mem::replace(&mut in_fragments, true) {
+                if std::mem::replace(&mut in_fragments, true) || step == MAX_EXTENSION_HEADERS {
                     return Err(DropReason::ExtensionHeader);
                 }
                 let place = u16::from_be_bytes([extension[2], extension[3]]);
@@ -575,6 +575,27 @@ mod tests {
         assert_eq!((parsed.class, parsed.l3, parsed.l4), (Class::Flow, 22, 42));
         frame.splice(12..12, [0x81, 0, 0, 1]);
         assert_eq!(parse(&frame, MAC).unwrap().class, Class::Foreign);
+    }
+
+    #[test]
+    fn the_last_extension_header_may_be_a_fragments() {
+        let chain = |others: usize, more: u8| {
+            let mut frame = [&MAC[..], &[2, 0, 0, 0, 0, 2], &IPV6, &[0x60, 0, 0, 0, 0, 0, 60, 64]].concat();
+            frame.extend([[0x20; 16], [0xfd; 16]].concat());
+            for left in (0..others).rev() {
+                frame.extend([if left == 0 { FRAGMENT } else { DESTINATION_OPTIONS }, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            frame.extend([protocol::UDP, 0, 0, more, 0, 0, 0, 1]);
+            frame.extend([0, 53, 0, 53, 0, 8, 0, 0]);
+            frame[19] = u8::try_from(frame.len() - 54).unwrap();
+            frame
+        };
+        for more in [0, 1] {
+            let parsed = parse(&chain(MAX_EXTENSION_HEADERS - 1, more), MAC).unwrap();
+            assert_eq!(parsed.class, if more == 0 { Class::Flow } else { Class::Fragment });
+            let parsed = parse(&chain(MAX_EXTENSION_HEADERS, more), MAC);
+            assert_eq!(parsed, Err(DropReason::ExtensionHeader), "more {more}");
+        }
     }
 
     proptest! {

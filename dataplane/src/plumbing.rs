@@ -153,6 +153,8 @@ pub enum Event {
     Expired,
     /// It had to give way to a newer one; the session lives on.
     Evicted,
+    /// In full-nat: it has been given a pool's port, as the route's value ([`PoolPort`](crate::translation::PoolPort)) says it.
+    Bound(u64),
 }
 
 /// A message between a forwarder and a classifier in different units.

@@ -11,7 +11,7 @@ use crate::flow::{Key, destination_port, protocol};
 use crate::packet::Packet;
 use crate::parse::Headers;
 use crate::route_table::{Action, Mode, VipPort};
-use crate::tunneler;
+use crate::tunneler::{self, Tunnel};
 use crate::wire::checksum;
 
 /// Why a packet does not go its way.
@@ -65,15 +65,30 @@ pub fn deliver<P: Packet>(
             let hop = endpoint.hop.as_ref().ok_or_else(|| no_hop(endpoint, farm))?;
             let tunnel = endpoint.tunnel.as_ref().ok_or(Stop::Drop(DropReason::NoRoute))?;
             tunnel.fits(headers.ip_len, farm.ports[usize::from(hop.port)].mtu).map_err(Stop::TooBig)?;
-            let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
-            decrement_ttl(packet.data_mut(), headers);
-            tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
-            packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
-            Ok(hop.port)
+            encapsulate(packet, headers, tunnel, hop)
         }
         // Full-nat is translated by the forwarder, whose tables it needs; without a route of its own no packet has a pool's port.
         Mode::FullNat | Mode::FullNatReturn | Mode::FlowId => Err(Stop::Drop(DropReason::NoRoute)),
     }
+}
+
+/// Puts a packet into a tunnel whose first hop is `hop`.
+///
+/// # Errors
+///
+/// [`Stop`] where there is no room for the header; only the TTL has changed then.
+#[inline]
+pub(crate) fn encapsulate<P: Packet>(
+    packet: &mut P,
+    headers: Headers,
+    tunnel: &Tunnel,
+    hop: &Hop,
+) -> Result<PortId, Stop> {
+    let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
+    decrement_ttl(packet.data_mut(), headers);
+    tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
+    packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+    Ok(hop.port)
 }
 
 /// New link-layer addresses and one hop less to live: all that [`Mode::Dsr`] does.
@@ -107,7 +122,7 @@ pub(crate) fn pass_on<P: Packet>(packet: &mut P, headers: Headers, hop: &Hop, fa
 /// The key of the way back that a half-NAT route needs in the forwarder, and that way's value.
 #[must_use]
 pub fn return_key(key: &Key, action: Action, farm: &Farm) -> Option<(Key, u64)> {
-    let Action::Send { endpoint, mode: Mode::Nat, .. } = action else {
+    let (Action::Send { endpoint, mode: Mode::Nat, .. } | Action::Local { endpoint }) = action else {
         return None;
     };
     let endpoint: &Endpoint = farm.endpoint(endpoint)?;
@@ -173,6 +188,42 @@ pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
     frame[22..26].copy_from_slice(&word.to_le_bytes());
 }
 
+/// The destination of a plain IPv4 segment or datagram (no options, in one piece) behind an Ethernet header without tags; port 0
+/// leaves the port as it is. The same as [`translate`] in fewer instructions: sums do not mind the order of bytes, RFC 1071.
+#[inline(always)]
+pub(crate) fn translate_plain4(frame: &mut [u8; 54], address: [u8; 4], port: [u8; 2]) {
+    let native = |frame: &[u8; 54], at: usize| u64::from(u16::from_ne_bytes([frame[at], frame[at + 1]]));
+    let old = u32::from_ne_bytes([frame[30], frame[31], frame[32], frame[33]]);
+    let old_port = [frame[36], frame[37]];
+    let port = if port == [0; 2] { old_port } else { port };
+    // What the sums of words gain, as positive numbers: RFC 1624's ~m + m'.
+    let gained = u64::from(!old) + u64::from(u32::from_ne_bytes(address));
+    let gained_by_port = u64::from(!u16::from_ne_bytes(old_port)) + u64::from(u16::from_ne_bytes(port));
+    let header = !folded((native(frame, 24) ^ 0xffff) + gained);
+    frame[24..26].copy_from_slice(&header.to_ne_bytes());
+    frame[30..34].copy_from_slice(&address);
+    frame[36..38].copy_from_slice(&port);
+    let udp = frame[23] == protocol::UDP;
+    let at = if udp { 40 } else { 50 };
+    let check = native(frame, at);
+    if udp && check == 0 {
+        return;
+    }
+    let upper = !folded((check ^ 0xffff) + gained + gained_by_port);
+    let upper = if udp && upper == 0 { 0xffff } else { upper };
+    frame[at..at + 2].copy_from_slice(&upper.to_ne_bytes());
+}
+
+/// A ones' complement sum in sixteen bits.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "folded until it fits")]
+fn folded(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 /// Where the client of a returning packet is.
 pub(crate) fn hop_back(frame: &[u8], headers: Headers, farm: &Farm) -> Result<Hop, Stop> {
     let at = headers.l3 + if headers.v6 { 24 } else { 16 };
@@ -205,14 +256,14 @@ fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
 
 /// Which of a packet's two ends is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(crate) enum Side {
     Source,
     Destination,
 }
 
 /// Replaces address and port of one end; the checksums follow by difference, RFC 1624. A later fragment has only the address.
 #[inline]
-fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
+pub(crate) fn translate(frame: &mut [u8], headers: Headers, side: Side, address: IpAddr, port: Option<u16>) {
     let l4 = headers.l4;
     if headers.later.is_some() {
         translate_address(frame, headers, side, address, 0);
@@ -264,4 +315,32 @@ fn translate_address(frame: &mut [u8], headers: Headers, side: Side, address: Ip
         }
     }
     check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever the bytes: wrong checksums stay as wrong as they were.
+        #[test]
+        fn plain_packets_are_translated_as_all_are(
+            lower: [u8; 32], upper: [u8; 22], udp: bool, unsummed: bool, address: [u8; 4], port: Option<std::num::NonZeroU16>,
+        ) {
+            let mut frame = [0; 54];
+            frame[..32].copy_from_slice(&lower);
+            frame[32..].copy_from_slice(&upper);
+            frame[23] = if udp { protocol::UDP } else { protocol::TCP };
+            if unsummed {
+                frame[40..42].fill(0);
+            }
+            let headers = Headers { l3: 14, l4: 34, ip_len: 40, ttl: 64, protocol: frame[23], v6: false, later: None };
+            let port = port.map(std::num::NonZeroU16::get);
+            let (mut one, mut other) = (frame, frame);
+            translate(&mut one, headers, Side::Destination, address.into(), port);
+            translate_plain4(&mut other, address, port.unwrap_or_default().to_be_bytes());
+            prop_assert_eq!(one, other);
+        }
+    }
 }

@@ -28,8 +28,11 @@ pub enum Action {
     Drop,
     /// To the classifier, in order: it reads what follows itself.
     Divert,
-    /// To the unit's own kernel.
-    Local,
+    /// To the unit's own kernel, which is this endpoint.
+    Local {
+        /// Which.
+        endpoint: EndpointId,
+    },
 }
 
 /// How a route's packets are delivered, and what its per-route value holds.
@@ -183,6 +186,8 @@ pub trait Slot: FromZeros + Copy + Send {
     fn widen(key: Self::Key) -> Key;
     /// A key of either family as this kind, if it is one.
     fn narrow(key: &Key) -> Option<Self::Key>;
+    /// Which slot of a line, by its number, has `difference` 0.
+    fn look(slots: &[Self], line: usize, difference: impl Fn(&Self) -> u64) -> Look;
     /// The table's hash.
     fn hash(hash: &flow::FlowHash, key: &Self::Key) -> u64;
 }
@@ -211,7 +216,7 @@ impl Entry {
         let (action, endpoint, value) = match route.action {
             Action::Drop => (DROP, 0, 0),
             Action::Divert => (DIVERT, 0, 0),
-            Action::Local => (LOCAL, 0, 0),
+            Action::Local { endpoint } => (LOCAL, endpoint.0, 0),
             Action::Send { endpoint, mode, value } => (SEND + mode as u8, endpoint.0, value),
         };
         Self {
@@ -231,7 +236,7 @@ impl Entry {
     pub fn action(&self) -> Action {
         match self.action {
             DIVERT => Action::Divert,
-            LOCAL => Action::Local,
+            LOCAL => Action::Local { endpoint: EndpointId(self.endpoint) },
             code if code >= SEND => Action::Send {
                 endpoint: EndpointId(self.endpoint),
                 mode: Mode::ALL[usize::from(code - SEND) & 7],
@@ -241,11 +246,18 @@ impl Entry {
         }
     }
 
-    /// The endpoint of a route that sends in [`Mode::Dsr`]; `None` for any other.
-    #[inline]
+    /// Whether the packets are sent to an endpoint in this mode.
+    #[inline(always)]
     #[must_use]
-    pub fn dsr_endpoint(&self) -> Option<EndpointId> {
-        (self.action == SEND + Mode::Dsr as u8).then_some(EndpointId(self.endpoint))
+    pub fn sends_by(&self, mode: Mode) -> bool {
+        self.action == SEND + mode as u8
+    }
+
+    /// The endpoint of a route that sends to one; of no use for any other.
+    #[inline(always)]
+    #[must_use]
+    pub fn endpoint(&self) -> EndpointId {
+        EndpointId(self.endpoint)
     }
 
     /// Where in its life the route is.
@@ -379,6 +391,15 @@ impl Slot for Slot4 {
         }
     }
 
+    #[inline(always)]
+    fn look(slots: &[Self], line: usize, difference: impl Fn(&Self) -> u64) -> Look {
+        let Some([first, second]) = slots.as_chunks::<2>().0.get(line) else {
+            return Look { found: false, index: 0 };
+        };
+        let (first, second) = (difference(first), difference(second));
+        Look { found: first.min(second) == 0, index: 2 * line + usize::from(second == 0) }
+    }
+
     #[inline]
     fn hash(hash: &flow::FlowHash, key: &Key4) -> u64 {
         hash.route4(key)
@@ -466,6 +487,11 @@ impl Slot for Slot6 {
         }
     }
 
+    #[inline(always)]
+    fn look(slots: &[Self], line: usize, difference: impl Fn(&Self) -> u64) -> Look {
+        Look { found: slots.get(line).is_some_and(|slot| difference(slot) == 0), index: line }
+    }
+
     #[inline]
     fn hash(hash: &flow::FlowHash, key: &Key6) -> u64 {
         hash.route6(key)
@@ -543,12 +569,12 @@ impl<S: Slot> RouteTable<S> {
         self.find_in(first, key).or_else(|| self.find_in(second, key))
     }
 
-    /// Asks the processor for the first line of a hash and returns where it begins.
+    /// Asks the processor for the first line of a hash and returns its number.
     #[inline(always)]
     #[must_use]
     pub fn prefetch_first(&self, hash: u64) -> usize {
-        let first = flow::place(hash, self.lines) * S::PER_LINE;
-        weir_cpu::prefetch_write_at(&self.slots, first);
+        let first = flow::place(hash, self.lines);
+        weir_cpu::prefetch_write_at(&self.slots, first * S::PER_LINE);
         first
     }
 
@@ -558,7 +584,14 @@ impl<S: Slot> RouteTable<S> {
     pub fn prefetch_second(&self, hash: u64) -> usize {
         let [_, second] = self.lines_of(hash);
         weir_cpu::prefetch_write_at(&self.slots, second);
-        second
+        second / S::PER_LINE
+    }
+
+    /// Looks at a line, by its number, for the slot whose `difference` from the key is 0. Without a branch: which slot of its line a
+    /// random flow has, and whether it has one, cannot be predicted.
+    #[inline(always)]
+    pub fn look(&self, line: usize, difference: impl Fn(&S) -> u64) -> Look {
+        S::look(&self.slots, line, difference)
     }
 
     /// The entry at a place that [`Self::find`] returned.
@@ -725,23 +758,8 @@ impl<S: Slot> RouteTable<S> {
 pub struct Look {
     /// The key is there.
     pub found: bool,
-    /// Its place if it was found, else where the line begins.
+    /// Its place if it was found.
     pub index: usize,
-}
-
-impl<S: Slot> RouteTable<S> {
-    /// Looks at the line that begins at `line` for the slot whose `difference` from the key is 0. Without a branch: which slot of its
-    /// line a random flow has cannot be predicted.
-    #[inline(always)]
-    pub fn look(&self, line: usize, difference: impl Fn(&S) -> u64) -> Look {
-        let (mut index, mut found) = (line, false);
-        for (offset, slot) in self.slots[line..line + S::PER_LINE].iter().enumerate() {
-            let same = difference(slot) == 0;
-            index += offset * usize::from(same);
-            found |= same;
-        }
-        Look { found, index }
-    }
 }
 
 /// The table holds all it may, or (which takes a rare accident of hashes) both lines of a key are full and so are all lines around.
@@ -777,7 +795,8 @@ mod tests {
         for mode in Mode::ALL {
             for state in State::ALL {
                 let action = Action::Send { endpoint: EndpointId(7), mode, value: 0x1234_5678_9abc_def0 };
-                for action in [action, Action::Drop, Action::Divert, Action::Local] {
+                let local = Action::Local { endpoint: EndpointId(9) };
+                for action in [action, Action::Drop, Action::Divert, local] {
                     let route = Route { action, state };
                     assert_eq!(Entry::new(route, 9).route(), route);
                 }

@@ -5,6 +5,8 @@
 //! sending this value.
 
 mod fragments;
+mod local;
+mod pieces;
 mod published;
 mod rings;
 mod split;
@@ -93,6 +95,8 @@ pub struct Shard<Q: Queue> {
     unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
+    /// Of the last tunnel packet that it has sent in pieces.
+    identification: u32,
 }
 
 impl<Q: Queue> Shard<Q> {
@@ -123,6 +127,7 @@ impl<Q: Queue> Shard<Q> {
             fragments,
             unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
+            identification: 0,
         }
     }
 
@@ -193,11 +198,10 @@ impl<Q: Queue> Shard<Q> {
         let id = port_id(port);
         let mut work = 0;
         if let Twin::Port(twin) = &mut slot.twin {
-            // What the kernel sends by the twin leaves by the port as it is.
             twin.receive(&mut burst);
             work += burst.len();
             for packet in burst.drain(..) {
-                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, id);
+                self.take_from_kernel(packet, id, now);
             }
         }
         if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
@@ -218,7 +222,7 @@ impl<Q: Queue> Shard<Q> {
             }
             if (1..=bursts).contains(&step) {
                 let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
-                self.forwarder.look(packets, lane);
+                self.forwarder.look(packets, lane, &self.farm, millis(now));
             }
             if (2..=bursts + 1).contains(&step) {
                 self.finish((step - 2) % STAGES, id, now);
@@ -336,9 +340,14 @@ impl<Q: Queue> Shard<Q> {
                         self.settle(packet, parsed, port, fate, now);
                     }
                     Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
+                    Handover::Pieces(packet, l3, port, mtu) => self.send_in_pieces(packet, l3, port, mtu),
                     Handover::Send(packet, port) => {
                         send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                     }
+                    Handover::PathMtu(end, mtu) => {
+                        self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
+                    }
+                    Handover::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
                     Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }
@@ -428,6 +437,7 @@ impl<Q: Queue> Shard<Q> {
     fn settle(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, fate: Fate, now: Moment) {
         match fate {
             Fate::Send(out) => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, out),
+            Fate::Pieces(out, mtu) => self.send_in_pieces(packet, parsed.l3, out, mtu),
             Fate::Divert { zombie } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &parsed.key);
                 let (opens, closes) = (parsed.opens(), parsed.closes());
@@ -483,6 +493,14 @@ impl<Q: Queue> Shard<Q> {
                 }
             }
             Fate::Twin => self.hand_to_twin(packet, port),
+            Fate::Kernel(port) => self.hand_to_twin(packet, port),
+            Fate::PathMtu(end, mtu) => {
+                self.forwarder.drops.count(DropReason::TunnelError);
+                // Who does not hear of it hears of its own next packet that is too big.
+                for to in self.neighbours.to.iter_mut().flatten() {
+                    let _ = to.push(Handover::PathMtu(end, mtu));
+                }
+            }
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
         }
     }

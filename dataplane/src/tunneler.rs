@@ -64,6 +64,16 @@ impl Tunnel {
         }
     }
 
+    /// The unit's address that its packets come from.
+    #[must_use]
+    pub fn source(&self) -> IpAddr {
+        let octets = |at: usize| self.header.get(at..).and_then(<[u8]>::first_chunk::<16>).copied().unwrap_or_default();
+        match self.shape {
+            Shape::Ipip4 | Shape::Gue4 => IpAddr::from([12, 13, 14, 15].map(|at| self.header[at])),
+            Shape::Ipip6 | Shape::Gue6 => IpAddr::from(octets(8)),
+        }
+    }
+
     /// Whether an IP packet of `ip_len` bytes goes through the tunnel by a link with this `mtu`.
     ///
     /// # Errors

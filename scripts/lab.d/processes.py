@@ -131,6 +131,10 @@ class State:
         """Writes down a process that was started, so that `stop` knows it."""
         self._record_path(name).write_text(json.dumps({"pid": pid, "started": start_time(pid), "log": str(log)}))
 
+    def pid(self, name):
+        """Of a process that was started."""
+        return self._record(name)["pid"]
+
     def forget(self, name):
         """Drops a process that has ended."""
         self._record_path(name).unlink(missing_ok=True)
@@ -151,7 +155,7 @@ class State:
             log = self.folder / f"{name}.log" if record is None else record["log"]
             raise LabError(f"{name} has ended; the end of {log}:\n{tail(log)}")
 
-    def stop(self, name, timeout=10.0):
+    def stop(self, name, timeout=10.0, number=signal.SIGTERM):
         """Ends a process and forgets it. False if it did not run any more or had to be killed."""
         record = self._record(name)
         if record is None:
@@ -160,7 +164,7 @@ class State:
         reap(record["pid"])
         clean = self.is_ours(record)
         if clean:
-            os.kill(record["pid"], signal.SIGTERM)
+            os.kill(record["pid"], number)
             deadline = time.monotonic() + timeout
             while start_time(record["pid"]) == record["started"]:
                 if time.monotonic() > deadline:

@@ -156,7 +156,7 @@ class Topology:
                 f"link set {segment} up",
             )
 
-    def _plug(self, namespace, interface, segment, ipv4, ipv6, port):
+    def plug(self, namespace, interface, segment, ipv4, ipv6, port):
         """A cable between a namespace and the switch."""
         self._cable(namespace, interface, segment, port, 1)
         ip(namespace, f"address add {ipv4} dev {interface}", f"address add {ipv6} dev {interface} nodad")
@@ -175,7 +175,7 @@ class Topology:
         ip(namespace, f"link set {interface} mtu {self.mtu_of(segment)} up")
 
     def _client_up(self):
-        self._plug(self.client, "eth0", "clients", "10.80.0.2/24", "fd80::2/64", "client")
+        self.plug(self.client, "eth0", "clients", "10.80.0.2/24", "fd80::2/64", "client")
         checksums_in_software(self.client, "eth0")
         if self.two_sided:
             ip(self.client, f"route add {self.vips[0]}/32 via 10.80.0.1", f"route add {self.vips[1]}/128 via fd80::1")
@@ -185,7 +185,7 @@ class Topology:
     def _unit_up(self):
         for interface, segment, ipv4, ipv6 in self.unit_ports:
             if self.shared_ports:
-                self._plug(self.unit, interface, segment, ipv4, ipv6, f"unit-{interface}")
+                self.plug(self.unit, interface, segment, ipv4, ipv6, f"unit-{interface}")
             else:
                 self._cable(self.unit, interface, segment, f"unit-{interface}", self.queues)
         # The kernel sees a copy of every packet and must not answer for a VIP that it does not own.
@@ -193,7 +193,7 @@ class Topology:
 
     def _host_up(self, host):
         segment = "hosts" if self.two_sided else "clients"
-        self._plug(host.namespace, "eth0", segment, f"{host.ipv4}/24", f"{host.ipv6}/64", f"host{host.id}")
+        self.plug(host.namespace, "eth0", segment, f"{host.ipv4}/24", f"{host.ipv6}/64", f"host{host.id}")
         checksums_in_software(host.namespace, "eth0")
         self.host_routes(host)
         if not self.two_sided:
@@ -210,12 +210,15 @@ class Topology:
             ip(host.namespace, "route replace default via 10.81.0.1", "route replace default via fd81::1")
         elif self.tunnelled:
             # The SYN-ACK goes straight to the client: only the host can leave room for the tunnel's header.
-            extra = 12 if self.mode == "gue" else 0
             ip(
                 host.namespace,
-                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {self.mtu - 60 - extra}",
-                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {self.mtu - 100 - extra}",
+                f"route replace 10.80.0.0/24 dev eth0 proto kernel scope link src {host.ipv4} advmss {self.room(False) - 40}",
+                f"route replace fd80::/64 dev eth0 proto kernel metric 256 advmss {self.room(True) - 60}",
             )
+
+    def room(self, ipv6):
+        """The longest packet that fits through a tunnel, whose outer header is of the inner one's family."""
+        return self.mtu - (40 if ipv6 else 20) - (12 if self.mode == "gue" else 0)
 
     def down(self):
         """Removes the namespaces that exist; the wires go with them."""

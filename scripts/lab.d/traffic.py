@@ -70,10 +70,31 @@ def check_datagrams(state, topology, ipv6):
         sizes[-1] = min(topology.mtu, topology.client_mtu) - 48
     # A packet socket's fanout puts fragments together before the unit sees them.
     sizes += [] if topology.shared_ports or topology.across else [1473, 4000, 9000]
+    if topology.tunnelled and ipv6 and topology.room(ipv6) < 1280:
+        # No IPv6 sender can be told to send less than 1280 bytes: what fits.
+        sizes = [1, 512, topology.room(ipv6) - 48]
     program = Path(__file__).with_name("echo.py")
     arguments = ["/usr/bin/python3", program, "ask", topology.vips[ipv6], ECHO_PORT, *sizes]
     done = run(["ip", "netns", "exec", topology.client, *arguments], check=False, timeout=60)
     return len(sizes), [f"UDP: {line}" for line in done.stdout.splitlines() or done.stderr.splitlines()]
+
+
+def check_mss(state, topology, ipv6):
+    """In tunnels: whether what the hosts advertise leaves room for the outer header. Returns (requests, what went wrong)."""
+    if not topology.tunnelled:
+        return 0, []
+    most = topology.room(ipv6) - (60 if ipv6 else 40)
+    ask = (
+        "import socket, sys; s = socket.create_connection((sys.argv[1], 80), 10);"
+        "print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))"
+    )
+    argv = ["ip", "netns", "exec", topology.client, "/usr/bin/python3", "-c", ask, topology.vips[ipv6]]
+    done = run(argv, check=False, timeout=20)
+    # The client's own options go off it.
+    if done.returncode == 0 and most - 40 <= int(done.stdout) <= most:
+        return 1, []
+    said = done.stdout.strip() or done.stderr.strip()
+    return 1, [f"the hosts' advertised MSS over {'IPv6' if ipv6 else 'IPv4'}: {said}, but {most} fits: set advmss on their routes"]
 
 
 def load(state, topology, *, ipv6, close, seconds, connections, progress):

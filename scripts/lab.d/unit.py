@@ -115,7 +115,9 @@ def write_config(state, topology, port_type, queues, spoken_for):
                 if topology.pools
                 else []
             ),
-            agents=f"agents:\n  listen: 0.0.0.0:{agents.PORT}\n  keys: {agents.unit_keys(state)}\n" if spoken_for else "",
+            agents=f"agents:\n  listen: 0.0.0.0:{agents.PORT}\n  http: 127.0.0.1:{agents.PAGES}\n  keys: {agents.unit_keys(state)}\n"
+            if spoken_for
+            else "",
             hosts="\n".join(
                 f"  - {{ id: {h.id}, name: {h.name}, address: {h.ipv4}, agent: {str(spoken_for).lower()} }}"
                 for h in topology.hosts

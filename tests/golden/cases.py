@@ -20,6 +20,8 @@ from scapy.layers.inet6 import (  # noqa: E402
     ICMPv6DestUnreach,
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
     ICMPv6ND_NA,
     ICMPv6ND_NS,
     ICMPv6NDOptDstLLAddr,
@@ -491,100 +493,136 @@ def corrupted(mode, family):
 
 def icmp_cases():
     """An ICMP error about a connection goes to the host that has it, in that host's words."""
-    for mode in ("dsr", "nat"):
-        yield from icmp_errors(mode)
+    for mode in ("dsr", "nat", "ipip", "gue"):
+        for family in FAMILIES:
+            yield icmp_errors(mode, family)
 
 
-def icmp_errors(mode):
-    """One mode's, both families."""
-    case = Case(f"{mode}-v4", config(mode))
-    path = Path(mode, V4, "tcp")
+def icmp_errors(mode, family):
+    """Errors of a router and of the client itself, with as much quoted as they have to and more."""
+    v4 = family is V4
+    case = Case(f"{mode}-{family}", config(mode))
+    path = Path(mode, family, "tcp")
     path.request(case, flags="S", seq=1)
     path.request(case, flags="A", seq=2, ack=1)
-    host_ip = path.host if mode == "nat" else V4.vip
-    host_tcp = host_port("tcp") if mode == "nat" else 80
-    body = b"x" * 40
-    sent = IP(bytes(V4.ip(host_ip, V4.client, ttl=60) / TCP(sport=host_tcp, dport=40000, flags="A", seq=7) / Raw(body)))
-    seen = IP(bytes(V4.ip(V4.vip, V4.client, ttl=60) / TCP(sport=80, dport=40000, flags="A", seq=7) / Raw(body)))
-    for length in (28, 60):  # the least that RFC 792 asks for, and more than the whole TCP header
-        for kind, code, mtu in ((3, 4, 1400), (3, 1, 0), (11, 0, 0)):
-            error = ICMP(type=kind, code=code, nexthopmtu=mtu) if kind == 3 else ICMP(type=kind, code=code)
-            packet = ether() / V4.ip("198.51.100.1", V4.vip) / error / Raw(bytes(seen)[:length])
-            expected = ether(src=PORT_MAC["net0"], dst=HOST_MAC[1])
-            expected = expected / V4.ip("198.51.100.1", host_ip, ttl=60) / error / Raw(bytes(sent)[:length])
-            case.sends(packet, expected, "errors")
-    yield case
+    nat = mode == "nat"
+    host_ip, host_tcp = (path.host, host_port("tcp")) if nat else (family.vip, 80)
+    body, hops = b"x" * 40, "ttl" if v4 else "hlim"
 
-    case = Case(f"{mode}-v6", config(mode))
-    path = Path(mode, V6, "tcp")
-    path.request(case, flags="S", seq=1)
-    path.request(case, flags="A", seq=2, ack=1)
-    host_ip = path.host if mode == "nat" else V6.vip
-    sent = IPv6(bytes(V6.ip(host_ip, V6.client, hlim=60) / TCP(sport=host_tcp, dport=40000, flags="A", seq=7) / Raw(body)))
-    seen = IPv6(bytes(V6.ip(V6.vip, V6.client, hlim=60) / TCP(sport=80, dport=40000, flags="A", seq=7) / Raw(body)))
-    for error in (ICMPv6PacketTooBig(mtu=1400), ICMPv6DestUnreach(code=3)):
-        packet = ether() / V6.ip("2001:db8:c::1", V6.vip) / error / Raw(bytes(seen))
-        expected = ether(src=PORT_MAC["net0"], dst=HOST_MAC[1])
-        expected = expected / V6.ip("2001:db8:c::1", host_ip, hlim=60) / error / Raw(bytes(sent))
-        case.sends(packet, expected, "errors")
-    yield case
+    def quoted(source, port):
+        packet = family.ip(source, family.client, **{hops: 60}) / TCP(sport=port, dport=40000, flags="A", seq=7) / Raw(body)
+        return bytes((IP if v4 else IPv6)(bytes(packet)))
+
+    sent, seen = quoted(host_ip, host_tcp), quoted(family.vip, 80)
+    if v4:
+        errors = [ICMP(type=3, code=4, nexthopmtu=1400), ICMP(type=3, code=1), ICMP(type=3, code=13)]
+        errors += [ICMP(type=11, code=0), ICMP(type=12, code=0)]
+    else:
+        errors = [ICMPv6PacketTooBig(mtu=1400), ICMPv6DestUnreach(code=3), ICMPv6TimeExceeded(), ICMPv6ParamProblem()]
+    for length in ((28, 60, 80) if v4 else (48, 80, 100)):
+        for router in ("198.51.100.1" if v4 else "2001:db8:c::1", family.client):
+            for error in errors:
+                packet = ether() / family.ip(router, family.vip) / error / Raw(seen[:length])
+                inner = family.ip(router, host_ip, **{hops: 60}) / error / Raw(sent[:length])
+                if mode in ("ipip", "gue"):
+                    path.client = router  # whose entropy it has
+                    expected = path.encapsulated(None, bytes(inner), 4 if v4 else 41, 0x2E, bytes(4))
+                else:
+                    expected = ether(src=PORT_MAC["net0"], dst=HOST_MAC[1]) / inner
+                case.sends(packet, expected, "errors")
+    return case
 
 
 def wrong_cases():
-    """What must not get through, each with the name of its reason."""
-    mode = "nat"
+    """What must not get through in any mode, each with the name of its reason."""
+    for mode in ("dsr", "nat", "ipip", "gue"):
+        yield from wrong_in(mode, config(mode))
+    yield from wrong_in("full-nat", importlib.import_module("full_nat").config())
+
+
+def wrong_in(mode, text):
+    """One mode's, whose configuration is `text`."""
+    for case in wrong_packets(text):
+        case.name = f"{mode}-{case.name}"
+        yield case
+
+
+def wrong_packets(text):
     for family in FAMILIES:
         ip = family.ip
         base = ether() / ip(family.client, family.vip)
         syn = base / TCP(sport=40000, dport=80, flags="S")
         datagram = base / UDP(sport=40000, dport=53) / Raw(b"question")
 
-        case = Case(f"{family}-truncated", config(mode))
-        for whole in (syn / Raw(b"data"), datagram):
+        case = Case(f"{family}-truncated", text)
+        error = (ICMP(type=3, code=4, nexthopmtu=1400) if family is V4 else ICMPv6PacketTooBig(mtu=1400)) / Raw(
+            bytes(family.ip(family.vip, family.client) / TCP(sport=80, dport=40000, flags="A"))
+        )
+        echo = ICMP(type=8, id=9) if family is V4 else ICMPv6EchoRequest(id=9, data=b"ping")
+        fragmented = ether() / ip(family.client, family.vip, **({"flags": 0} if family is V4 else {}))
+        fragmented = fragmented / UDP(sport=40000, dport=53) / Raw(pattern(100))
+        wholes = [syn / Raw(b"data"), datagram, base / error, base / echo, *pieces(fragmented, (48,), 7)]
+        if family is V6:
+            pad = [PadN(optdata=b"\0\0\0\0")]
+            chain = IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrDestOpt(options=pad)
+            wholes.append(base / chain / UDP(sport=40000, dport=53) / Raw(b"question"))
+        for whole in wholes:
             whole = bytes(whole)
             for length in range(1, len(whole)):
                 case.drop(whole[:length], "truncated")
         yield case
 
-        case = Case(f"{family}-ttl", config(mode))
+        case = Case(f"{family}-icmp", text)
+        for bit in range(16):
+            # An error with a wrong checksum is about no flow, and an echo with one gets no answer.
+            for message in (error, echo):
+                broken = bytearray(bytes(base / message))
+                at = 14 + (20 if family is V4 else 40) + 2
+                broken[at + bit // 8] ^= 1 << bit % 8
+                case.drop(bytes(broken), "icmp")
+        unknown = ICMP(type=15) if family is V4 else Raw(b"\xc8\0\0\0" + bytes(8))
+        case.drop(ether() / ip(family.client, family.vip, **({} if family is V4 else {"nh": 58})) / unknown, "icmp")
+        yield case
+
+        case = Case(f"{family}-ttl", text)
         for hops in (0, 1):
             fields = {"ttl" if family is V4 else "hlim": hops}
             case.drop(ether() / ip(family.client, family.vip, **fields) / TCP(sport=1, dport=80, flags="S"), "ttl")
         yield case
 
-        case = Case(f"{family}-no-service", config(mode))
+        case = Case(f"{family}-no-service", text)
         case.drop(base / TCP(sport=40000, dport=81, flags="S"), "no_service")
         case.drop(base / TCP(sport=40000, dport=53, flags="S"), "no_service")
         case.drop(base / UDP(sport=40000, dport=80), "no_service")
         yield case
 
-        case = Case(f"{family}-flags", config(mode))
+        case = Case(f"{family}-flags", text)
         for flags in ("SF", "SR", "SFRPAU", "", "P", "U"):
             case.drop(base / TCP(sport=40000, dport=80, flags=flags), "bad_flags")
         yield case
 
-        case = Case(f"{family}-tcp-header", config(mode))
+        case = Case(f"{family}-tcp-header", text)
         case.drop(base / TCP(sport=40000, dport=80, flags="S", dataofs=4), "bad_header")
         case.drop(base / TCP(sport=40000, dport=80, flags="S", dataofs=15), "truncated")
         yield case
 
-        case = Case(f"{family}-udp-length", config(mode))
+        case = Case(f"{family}-udp-length", text)
         for length in (0, 7, 17, 65535):
             case.drop(base / UDP(sport=40000, dport=53, len=length) / Raw(b"question"), "bad_length")
         yield case
 
-        case = Case(f"{family}-macs", config(mode))
+        case = Case(f"{family}-macs", text)
         case.drop(ether(dst="02:00:00:00:00:99") / syn.payload, "foreign_mac")
         case.drop(ether(src=PORT_MAC["net0"]) / syn.payload, "own_mac")
         yield case
 
-        case = Case(f"{family}-sources", config(mode))
+        case = Case(f"{family}-sources", text)
         bad = ("127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0") if family is V4 else ("::1", "ff02::1", "::")
         for source in (*bad, family.vip):
             case.drop(ether() / ip(source, family.vip) / TCP(sport=40000, dport=80, flags="S"), "bad_source")
         yield case
 
-    case = Case("v4-header", config(mode))
+    case = Case("v4-header", text)
     syn = ether() / V4.ip(V4.client, V4.vip) / TCP(sport=40000, dport=80, flags="S")
     case.drop(ether() / V4.ip(V4.client, V4.vip, version=5) / TCP(dport=80, flags="S"), "bad_header")
     for ihl in range(5):
@@ -594,7 +632,7 @@ def wrong_cases():
     case.drop(ether() / V4.ip(V4.client, V4.vip, len=41) / TCP(dport=80, flags="S"), "truncated")
     yield case
 
-    case = Case("v4-header-checksum", config(mode))
+    case = Case("v4-header-checksum", text)
     right = Ether(bytes(syn))[IP].chksum
     for bit in range(16):
         broken = Ether(bytes(syn))
@@ -602,7 +640,35 @@ def wrong_cases():
         case.drop(broken, "bad_checksum")
     yield case
 
-    case = Case("protocol", config(mode))
+    case = Case("v6-chains", text)
+    pad = [PadN(optdata=b"\0\0\0\0")]
+    upper = UDP(sport=40000, dport=53)
+    for headers in (9, 10, 100):
+        chain = IPv6ExtHdrDestOpt(options=pad)
+        for _ in range(headers - 1):
+            chain = IPv6ExtHdrDestOpt(options=pad) / chain
+        case.drop(ether() / V6.ip(V6.client, V6.vip) / chain / upper, "extension_header")
+        case.drop(ether() / V6.ip(V6.client, V6.vip) / chain / IPv6ExtHdrFragment(m=1, id=5) / upper, "extension_header")
+    for extension in (
+        IPv6ExtHdrRouting(type=0, segleft=1, addresses=["2001:db8::1"]),
+        IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+        IPv6ExtHdrHopByHop(options=pad) / IPv6ExtHdrHopByHop(options=pad),
+        IPv6ExtHdrFragment(offset=0, m=0, id=5) / IPv6ExtHdrFragment(offset=0, m=0, id=6),
+    ):
+        case.drop(ether() / V6.ip(V6.client, V6.vip) / extension / upper, "extension_header")
+    # A header of a length that leads behind the packet's end.
+    for length in (1, 31, 255):
+        case.drop(ether() / V6.ip(V6.client, V6.vip) / IPv6ExtHdrDestOpt(len=length, options=pad) / upper, "truncated")
+    yield case
+
+    case = Case("v6-lengths", text)
+    whole = ether() / V6.ip(V6.client, V6.vip, plen=9) / upper
+    case.drop(whole, "truncated")
+    for length in (0, 1, 7):
+        case.drop(ether() / V6.ip(V6.client, V6.vip, plen=length) / upper, "truncated")
+    yield case
+
+    case = Case("protocol", text)
     case.drop(ether() / V4.ip(V4.client, V4.vip, proto=47) / Raw(bytes(24)), "protocol")
     case.drop(ether() / V6.ip(V6.client, V6.vip, nh=47) / Raw(bytes(24)), "protocol")
     yield case
@@ -816,7 +882,8 @@ def too_big(path, case, mtu):
     room = mtu - overhead(path)
     headers = (20 if family is V4 else 40) + 20
     path.request(case, pattern(room - headers), flags="A", seq=2, ack=1)
-    for more in (1, 2, 20):
+    # IPv6 packets of up to 1280 bytes get through in pieces.
+    for more in (1, 2, 20) if family is V4 or room >= 1280 else (1281 - room, 1300 - room):
         packet = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
         packet = packet / Raw(pattern(room - headers + more))
         quoted = bytes(Ether(bytes(packet)).payload)
@@ -851,6 +918,91 @@ def split(path, case):
             inner = bytes(Ether(bytes(piece))[IP])
             expected = path.encapsulated(None, inner, 4, 0x2E, ports)
             case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(expected).hex()})
+
+
+def tunnel_error_cases():
+    """Errors about the unit's own tunnel packets: a narrow path is remembered, and the VIP tells who sends too much."""
+    for mode in ("ipip", "gue"):
+        for cross in (False, True):
+            for family in FAMILIES:
+                case = Case(f"{mode}{'-cross' if cross else ''}-{family}", config(mode, cross=cross))
+                tunnel_errors(Path(mode, family, "tcp", cross=cross), case)
+                yield case
+
+
+def tunnel_errors(path, case):
+    family, v4 = path.family, path.outer is V4
+    path.request(case, flags="S", seq=1)
+    path.request(case, flags="A", seq=2, ack=1)
+    headers = (20 if family is V4 else 40) + 20
+    large = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
+    large = large / Raw(pattern(1380))
+    case.sends(large, path.at_host(large), "request 40000")
+    quoted = bytes(Ether(bytes(path.at_host(large))).payload)[: 28 if v4 else 1232]
+    router = "192.0.2.99" if v4 else "2001:db8::99"
+    too_big = ICMP(type=3, code=4, nexthopmtu=1400) if v4 else ICMPv6PacketTooBig(mtu=1400)
+    others = [ICMP(type=11, code=0), ICMP(type=3, code=1)] if v4 else [ICMPv6TimeExceeded(), ICMPv6DestUnreach(code=0)]
+    outer = path.outer.ip(router, path.outer.unit)
+    # Somebody else's, or a forged one, is the kernel's.
+    stranger = bytearray(quoted)
+    stranger[19 if v4 else 39] ^= 0x40
+    if v4:
+        stranger[10:12] = bytes(2)
+    case.to_twin(ether(src=HOST_MAC[2]) / outer / too_big / Raw(bytes(stranger)))
+    broken = Ether(bytes(ether(src=HOST_MAC[2]) / outer / too_big / Raw(quoted)))
+    (broken[ICMP] if v4 else broken[ICMPv6PacketTooBig]).__setattr__("chksum" if v4 else "cksum", 0x1234)
+    case.to_twin(broken)
+    for error in (*others, too_big):
+        case.drop(ether(src=HOST_MAC[2]) / outer / error / Raw(quoted), "tunnel_error")
+    case.later(1)  # all shards have heard of it
+    room = 1400 - overhead(path)
+    fits = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
+    fits = fits / Raw(pattern(room - headers))
+    case.sends(fits, path.at_host(fits), "narrow")
+    packet = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=80, flags="A", seq=2, ack=1)
+    packet = packet / Raw(pattern(room - headers + 1))
+    quoted = bytes(Ether(bytes(packet)).payload)
+    answer = ether(src=PORT_MAC["net0"], dst=ROUTER_MAC)
+    if family is V4:
+        answer = answer / IP(src=path.vip, dst=path.client, tos=0xC0, ttl=64, flags="DF", id=0)
+        answer = answer / ICMP(type=3, code=4, nexthopmtu=room) / Raw(quoted[:548])
+    else:
+        answer = answer / IPv6(src=path.vip, dst=path.client, hlim=64) / ICMPv6PacketTooBig(mtu=room)
+        answer = answer / Raw(quoted[: 1280 - 48])
+    case.sends(packet, answer, "narrow")
+    case.drops["too_big"] = 1
+    path.route(case)
+
+
+def on_the_unit_cases():
+    """Endpoints on the unit itself: its kernel gets what a half-NAT host would get, at the unit's own address."""
+    text = config("nat").replace('device: "af_packet:golden0"', 'device: "af_xdp:golden0", twin: twin0')
+    for family in FAMILIES:
+        text = text.replace(f'host: host-1, address: "{family.hosts[1]}"', f'host: host-1, address: "{family.unit}"')
+        text = text.replace(f'  - {{ port: net0, address: "{family.hosts[1]}", mac: "{HOST_MAC[1]}" }}\n', "")
+    for family in FAMILIES:
+        for protocol in ("tcp", "udp"):
+            case = Case(f"{family}-{protocol}", text)
+            path = Path("nat", family, protocol)
+            path.host = family.unit
+            for size in (0, 1, 1400):
+                fields = {"flags": "PA" if size else "S"} if protocol == "tcp" else {}
+                packet = ether() / family.ip(path.client, path.vip) / path.l4(sport=40000, dport=path.vip_port, **fields)
+                packet = packet / Raw(pattern(size))
+                expected = forwarded(
+                    packet, src_mac=ROUTER_MAC, dst_mac=PORT_MAC["net0"], dst=family.unit, dport=host_port(protocol)
+                )
+                ip = expected[IP] if family is V4 else expected[IPv6]
+                if family is V4:
+                    ip.ttl += 1
+                else:
+                    ip.hlim += 1
+                case.waits(packet, "request")
+                case.twin.append(bytes(expected).hex())
+            # The kernel's own services are not the VIP's.
+            case.to_twin(ether() / family.ip(path.client, family.unit) / path.l4(sport=40000, dport=22))
+            path.route(case)
+            yield case
 
 
 GATEWAYS = {
@@ -1208,6 +1360,8 @@ GROUPS = {
     "vlans": vlan_cases,
     "portless": portless_cases,
     "headers": header_cases,
+    "tunnel-errors": tunnel_error_cases,
+    "on-the-unit": on_the_unit_cases,
     "wrong": wrong_cases,
     "local": local_cases,
     "icmp": icmp_cases,

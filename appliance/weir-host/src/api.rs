@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path as InPath, State};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, Path as InPath, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -12,11 +13,11 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use weir_health_load::{Directive, Health};
-use weir_health_protocol::{Identity, Role, RowError};
-use weir_identity::{ApplicationId, HostId};
+use weir_health_protocol::{HostEnd, Identity, Rank, Role, RowError};
+use weir_identity::{ApplicationId, HostId, Moment};
 
 use crate::house::House;
-use crate::keeper::{Report, Shown};
+use crate::keeper::{Keeper, Report, Shown};
 
 /// Answers at the socket until the task ends.
 pub(crate) async fn serve(listener: UnixListener, house: Arc<House>) -> std::io::Result<()> {
@@ -63,6 +64,10 @@ struct GroupBody {
 #[derive(Debug, Serialize)]
 struct HostBody {
     host: HostId,
+    /// 0: its own agent; else a proxy.
+    rank: u8,
+    /// Another agent of the same rank seems to speak for it.
+    contested: bool,
     incarnation: u64,
     digest: String,
     applications: Vec<Shown>,
@@ -133,14 +138,12 @@ impl From<RowError> for Refused {
 
 type Answer = Result<Json<serde_json::Value>, Refused>;
 
-fn done() -> Answer {
-    Ok(Json(serde_json::json!({})))
-}
-
 async fn status(State(house): State<Arc<House>>) -> Json<StatusBody> {
     let shown = |host| {
-        let show = |keeper: &mut crate::keeper::Keeper, end: &mut weir_health_protocol::HostEnd, now| HostBody {
+        let show = |keeper: &mut Keeper, end: &mut HostEnd, now| HostBody {
             host,
+            rank: Rank::of(end.incarnation()).number(),
+            contested: end.is_contested(now),
             incarnation: end.incarnation().0,
             digest: format!("{:016x}", end.table().digest()),
             applications: keeper.show(end, now),
@@ -166,7 +169,55 @@ async fn status(State(house): State<Arc<House>>) -> Json<StatusBody> {
     Json(StatusBody { hosts, units: units.collect(), group })
 }
 
-async fn register(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<Registration>) -> Answer {
+/// Whom a request is about; absent: the host that the agent runs on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whose {
+    host: Option<HostId>,
+}
+
+impl Whose {
+    fn act(
+        &self,
+        house: &House,
+        act: impl FnOnce(&mut Keeper, &mut HostEnd, Moment) -> Result<(), RowError>,
+    ) -> Answer {
+        let host = self.host.unwrap_or(house.own_host());
+        let done = house.with(host, act);
+        done.ok_or_else(|| Refused(StatusCode::NOT_FOUND, format!("this agent does not speak for host {host}")))??;
+        Ok(Json(serde_json::json!({})))
+    }
+
+    fn report(&self, house: &House, id: u32, report: Report) -> Answer {
+        self.act(house, |keeper, end, now| keeper.report(end, ApplicationId(id), report, now))
+    }
+}
+
+/// A body of JSON; one that is none is refused as everything else is.
+struct Body<T>(T);
+
+impl<T, S: Send + Sync> FromRequest<S> for Body<T>
+where
+    Json<T>: FromRequest<S, Rejection = JsonRejection>,
+{
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Body<T>, Refused> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Body(body)),
+            Err(error) => Err(Refused(error.status(), error.body_text())),
+        }
+    }
+}
+
+type Houses = State<Arc<House>>;
+
+async fn register(
+    State(house): Houses,
+    InPath(id): InPath<u32>,
+    Query(whose): Query<Whose>,
+    Body(body): Body<Registration>,
+) -> Answer {
     let lease = match body.lease {
         None => None,
         Some(seconds) if (1.0..=86_400.0).contains(&seconds) => Some(Duration::from_secs_f64(seconds)),
@@ -178,42 +229,55 @@ async fn register(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json
     let pair = |address: std::net::SocketAddr| (address.ip(), address.port());
     let identity =
         Identity { protocol: 6, vip: body.vip.map(pair), endpoint: body.endpoint.map(pair), detail: body.detail };
-    house.own(|keeper, end, now| keeper.register(end, ApplicationId(id), identity, body.capacity, lease, now))?;
-    done()
+    let capacity = body.capacity;
+    whose.act(&house, |keeper, end, now| keeper.register(end, ApplicationId(id), identity, capacity, lease, now))
 }
 
-async fn deregister(State(house): State<Arc<House>>, InPath(id): InPath<u32>) -> Answer {
-    house.own(|keeper, end, _| keeper.deregister(end, ApplicationId(id)))?;
-    done()
+async fn deregister(State(house): Houses, InPath(id): InPath<u32>, Query(whose): Query<Whose>) -> Answer {
+    whose.act(&house, |keeper, end, _| keeper.deregister(end, ApplicationId(id)))
 }
 
-fn report(house: &House, id: u32, report: Report) -> Answer {
-    house.own(|keeper, end, now| keeper.report(end, ApplicationId(id), report, now))?;
-    done()
+async fn renew(State(house): Houses, InPath(id): InPath<u32>, Query(whose): Query<Whose>) -> Answer {
+    whose.report(&house, id, Report::Alive)
 }
 
-async fn renew(State(house): State<Arc<House>>, InPath(id): InPath<u32>) -> Answer {
-    report(&house, id, Report::Alive)
+async fn health(
+    State(house): Houses,
+    InPath(id): InPath<u32>,
+    Query(whose): Query<Whose>,
+    Body(body): Body<HealthBody>,
+) -> Answer {
+    whose.report(&house, id, Report::Health(body.health))
 }
 
-async fn health(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<HealthBody>) -> Answer {
-    report(&house, id, Report::Health(body.health))
+async fn load(
+    State(house): Houses,
+    InPath(id): InPath<u32>,
+    Query(whose): Query<Whose>,
+    Body(body): Body<LoadBody>,
+) -> Answer {
+    whose.report(&house, id, Report::Load(body.load))
 }
 
-async fn load(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<LoadBody>) -> Answer {
-    report(&house, id, Report::Load(body.load))
+async fn capacity(
+    State(house): Houses,
+    InPath(id): InPath<u32>,
+    Query(whose): Query<Whose>,
+    Body(body): Body<CapacityBody>,
+) -> Answer {
+    whose.report(&house, id, Report::Capacity(body.capacity))
 }
 
-async fn capacity(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<CapacityBody>) -> Answer {
-    report(&house, id, Report::Capacity(body.capacity))
+async fn direct(
+    State(house): Houses,
+    InPath(id): InPath<u32>,
+    Query(whose): Query<Whose>,
+    Body(body): Body<DirectiveBody>,
+) -> Answer {
+    whose.act(&house, |keeper, end, now| keeper.direct(end, ApplicationId(id), body.target, now))
 }
 
-async fn direct(State(house): State<Arc<House>>, InPath(id): InPath<u32>, Json(body): Json<DirectiveBody>) -> Answer {
-    house.own(|_, end, now| end.direct(ApplicationId(id), body.target, now))?;
-    done()
-}
-
-async fn direct_all(State(house): State<Arc<House>>, Json(body): Json<DirectiveBody>) -> Answer {
-    house.direct_all(body.target);
-    done()
+async fn direct_all(State(house): Houses, Query(whose): Query<Whose>, Body(body): Body<DirectiveBody>) -> Answer {
+    let all = |keeper: &mut Keeper, end: &mut HostEnd, now| keeper.direct_all(end, body.target, now);
+    whose.act(&house, all)
 }

@@ -49,7 +49,10 @@ pub(crate) fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>)
 pub(crate) fn table(status: &Value) -> String {
     let mut text = String::new();
     for host in status["hosts"].as_array().into_iter().flatten() {
-        text.push_str(&format!("host {}  incarnation {}\n", host["host"], host["incarnation"]));
+        text.push_str(&format!("host {}  rank {}  incarnation {}\n", host["host"], host["rank"], host["incarnation"]));
+        if host["contested"] == true {
+            text.push_str("another agent of the same rank speaks for it: give one of them another rank\n");
+        }
         text.push_str("APPLICATION  HEALTH   LOAD  CAPACITY  TARGET    CURRENT\n");
         for row in host["applications"].as_array().into_iter().flatten() {
             let word = |name: &str| row[name].as_str().unwrap_or("-").to_owned();

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use thiserror::Error;
-use weir_health_protocol::{CAPACITY_MAX, Identity};
+use weir_health_load::Directive;
+use weir_health_protocol::{CAPACITY_MAX, Identity, Rank};
 use weir_identity::{ApplicationId, HostId, UnitId};
 
 /// What the agent is told at its start.
@@ -26,6 +27,8 @@ pub(crate) struct Config {
     /// Where applications report; default: /run/weir-host.sock.
     #[serde(default = "default_socket")]
     pub(crate) socket: PathBuf,
+    /// What the next agent goes on with after a restart; default: the socket's path with `.state` behind it.
+    state: Option<PathBuf>,
     /// Time between heartbeats, 100ms to 60s; default: 1s. Three missed ones, and the host gets nothing new.
     #[serde(default = "second", deserialize_with = "duration")]
     pub(crate) heartbeat: Duration,
@@ -58,7 +61,11 @@ pub(crate) struct Group {
 pub(crate) struct Proxied {
     /// Its id; the certificate has to name it.
     pub(crate) host: HostId,
-    /// What it serves. Load cannot be seen from outside.
+    /// Where several watch it, the one with the lowest counts, 1–3; default: 1. An agent of its own, if it gets one, is better than any.
+    #[serde(default = "first", deserialize_with = "rank")]
+    pub(crate) rank: Rank,
+    /// What it serves. Load cannot be seen from outside; it can be reported here by whoever knows it.
+    #[serde(default)]
     pub(crate) applications: Vec<Application>,
 }
 
@@ -83,6 +90,9 @@ pub(crate) struct Application {
     /// What its load is found out from, the highest counts; default: it reports itself.
     #[serde(default)]
     pub(crate) load: Vec<Measure>,
+    /// What units are to do while it is failing: `inactive` ends the connections that it has, `draining` lets them go on. Default: nothing
+    /// but what its health says, which is nothing new.
+    pub(crate) failing: Option<Directive>,
     /// The systemd service that has to be active for the row to be there.
     pub(crate) service: Option<String>,
 }
@@ -142,6 +152,10 @@ pub(crate) enum ConfigError {
     Probe(ApplicationId, &'static str),
     #[error("host {0}: its load cannot be measured from outside")]
     LoadOutside(HostId),
+    #[error("application {0}: failing is draining or inactive")]
+    FailingActive(ApplicationId),
+    #[error("host {0} is proxied twice")]
+    ProxiedTwice(HostId),
 }
 
 impl Config {
@@ -154,10 +168,26 @@ impl Config {
         })
     }
 
-    fn parse(text: &str) -> Result<Config, Problem> {
+    pub(crate) fn parse(text: &str) -> Result<Config, Problem> {
         let config: Config = serde_yaml::from_str(text).map_err(Problem::Yaml)?;
         config.check().map_err(Problem::Value)?;
         Ok(config)
+    }
+
+    /// An application of one of its hosts, `own` being the one it runs on.
+    pub(crate) fn application(&self, own: HostId, host: HostId, id: ApplicationId) -> Option<&Application> {
+        let proxied = self.proxied.iter().filter(|proxied| proxied.host == host).flat_map(|known| &known.applications);
+        let own = self.applications.iter().filter(|_| own == host);
+        own.chain(proxied).find(|known| known.application == id)
+    }
+
+    /// What the next agent goes on with.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| {
+            let mut path = self.socket.clone().into_os_string();
+            path.push(".state");
+            path.into()
+        })
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -168,7 +198,10 @@ impl Config {
             return Err(ConfigError::Heartbeat(self.heartbeat));
         }
         check_all(&self.applications)?;
-        for proxied in &self.proxied {
+        for (i, proxied) in self.proxied.iter().enumerate() {
+            if self.proxied[..i].iter().any(|other| other.host == proxied.host) || self.host == Some(proxied.host) {
+                return Err(ConfigError::ProxiedTwice(proxied.host));
+            }
             check_all(&proxied.applications)?;
             if proxied.applications.iter().any(|application| !application.load.is_empty()) {
                 return Err(ConfigError::LoadOutside(proxied.host));
@@ -186,6 +219,9 @@ fn check_all(applications: &[Application]) -> Result<(), ConfigError> {
         }
         if applications[..i].iter().any(|other| other.application == id) {
             return Err(ConfigError::Twice(id));
+        }
+        if known.failing == Some(Directive::Active) {
+            return Err(ConfigError::FailingActive(id));
         }
         let asks = known.probe.as_ref().is_some_and(|probe| probe.command.is_none());
         if known.endpoint.is_none() && (asks || known.load.contains(&Measure::AcceptQueue)) {
@@ -222,7 +258,8 @@ impl Application {
     }
 }
 
-enum Problem {
+#[derive(Debug)]
+pub(crate) enum Problem {
     Yaml(serde_yaml::Error),
     Value(ConfigError),
 }
@@ -230,6 +267,16 @@ enum Problem {
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+fn rank<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Rank, D::Error> {
+    let number = u8::deserialize(deserializer)?;
+    let rank = Rank::new(number).filter(|_| number > 0);
+    rank.ok_or_else(|| serde::de::Error::custom(format!("rank {number} is not within 1–{}", Rank::WORST)))
+}
+
+fn first() -> Rank {
+    Rank::new(1).unwrap_or_default()
 }
 
 fn default_keys() -> PathBuf {
@@ -274,7 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_read() {
+    fn the_examples_are_read() {
+        for example in ["proxy-1.yaml", "proxy-2.yaml"] {
+            let config = Config::load(&Path::new("../../configs/weir-host").join(example)).unwrap();
+            assert!(config.applications.is_empty() && config.proxied.len() == 2, "{example}");
+        }
         let config = Config::load(Path::new("../../configs/weir-host/all-keys.yaml")).unwrap();
         assert_eq!(config.host, Some(HostId(1)));
         assert_eq!(config.applications[0].load, [Measure::Pressure, Measure::Cpu, Measure::AcceptQueue]);
@@ -285,6 +336,9 @@ mod tests {
         assert_eq!(problem("units: {1: '10.0.0.2:7300'}"), "none");
         for (text, why) in [
             ("units: {}", "at least one"),
+            ("units: {1: '10.0.0.2:7300'}\napplications: [{application: 1, failing: active}]", "draining or inactive"),
+            ("units: {1: '10.0.0.2:7300'}\nproxied: [{host: 9, rank: 4}]", "within 1–3"),
+            ("units: {1: '10.0.0.2:7300'}\nproxied: [{host: 9}, {host: 9, rank: 2}]", "twice"),
             ("units: {1: '10.0.0.2:7300'}\nheartbeat: 1ms", "100ms"),
             ("units: {1: '10.0.0.2:7300'}\nspeed: 1", "unknown field"),
             ("units: {1: '10.0.0.2:7300'}\napplications: [{application: 1, capacity: 100}]", "above 99"),

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use weir_health_link::Agent;
 use weir_health_load::Directive;
-use weir_health_protocol::{HostEnd, RowError};
-use weir_identity::{ApplicationId, HostId, Moment};
+use weir_health_protocol::HostEnd;
+use weir_identity::{HostId, Moment};
 
+use crate::config::Config;
 use crate::keeper::Keeper;
+use crate::state::Tables;
 
 /// All that the agent speaks for.
 #[derive(Debug)]
@@ -19,17 +21,37 @@ pub(crate) struct House {
 }
 
 impl House {
-    pub(crate) fn new(agent: Agent, own: HostId) -> House {
+    /// Goes on with what the last agent left.
+    pub(crate) fn new(agent: Agent, own: HostId, left: &Tables) -> House {
         let keepers = agent.hosts().into_iter().map(|host| (host, Keeper::default())).collect();
-        House { agent, own, keepers: Mutex::new(keepers) }
+        let house = House { agent, own, keepers: Mutex::new(keepers) };
+        for (host, row) in left.0.iter().flat_map(|(host, rows)| rows.iter().map(move |row| (*host, row))) {
+            if let Some(Err(error)) = house.with(host, |keeper, end, now| keeper.restore(end, row, now)) {
+                tracing::warn!(%host, application = %row.application, %error, "not taken over");
+            }
+        }
+        house
+    }
+
+    /// What the next agent needs to go on.
+    pub(crate) fn tables(&self, config: &Config) -> Tables {
+        let of = |host: HostId| {
+            let mut rows = self.with(host, |keeper, end, _| keeper.save(end))?;
+            for row in &mut rows {
+                row.by_itself = config.application(self.own, host, row.application).is_none();
+            }
+            Some((host, rows))
+        };
+        Tables(self.hosts().into_iter().filter_map(of).collect())
+    }
+
+    /// The host that it runs on.
+    pub(crate) fn own_host(&self) -> HostId {
+        self.own
     }
 
     pub(crate) fn agent(&self) -> &Agent {
         &self.agent
-    }
-
-    pub(crate) fn into_agent(self) -> Agent {
-        self.agent
     }
 
     pub(crate) fn hosts(&self) -> Vec<HostId> {
@@ -43,30 +65,14 @@ impl House {
         self.agent.with(host, |end, now| act(keeper, end, now))
     }
 
-    /// Acts on the host that it runs on.
-    pub(crate) fn own(
-        &self,
-        act: impl FnOnce(&mut Keeper, &mut HostEnd, Moment) -> Result<(), RowError>,
-    ) -> Result<(), RowError> {
-        self.with(self.own, act).unwrap_or(Ok(()))
+    /// Wants the same of all of a host's applications.
+    pub(crate) fn direct_all(&self, host: HostId, target: Directive) {
+        self.with(host, |keeper, end, now| keeper.direct_all(end, target, now));
     }
 
-    /// Wants the same of all its applications.
-    pub(crate) fn direct_all(&self, target: Directive) {
-        for host in self.hosts() {
-            self.with(host, |_, end, now| {
-                let all: Vec<ApplicationId> = end.table().rows().map(|row| row.application).collect();
-                for application in all {
-                    // It was there a moment ago, under the same lock.
-                    let _ = end.direct(application, target, now);
-                }
-            });
-        }
-    }
-
-    /// Do all units know all directives?
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Do all units know all of a host's directives?
+    pub(crate) fn is_settled(&self, host: HostId) -> bool {
         let settled = |end: &HostEnd| end.table().rows().all(|row| row.directives.target == row.directives.current);
-        self.hosts().into_iter().all(|host| self.with(host, |_, end, _| settled(end)).unwrap_or(true))
+        self.with(host, |_, end, _| settled(end)).unwrap_or(true)
     }
 }

@@ -5,14 +5,19 @@
 //! Load: the greatest of the parts (0 to 1) that the application reported and that were measured; smoothed, with a time constant
 //! of 1 s when it rises and 5 s when it falls; times the capacity. It is told when it differs from what was told by more than a twentieth
 //! of the capacity, or has come to either end.
+//!
+//! Directive: what the operator wants, or what the configuration wants of a failing application, whichever is stricter.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::Serialize;
-use weir_health_load::{Directive, Health};
-use weir_health_protocol::{HostEnd, Identity, RowError, Status};
+use weir_health_load::{Directive, Health, Smoothed};
+use weir_health_protocol::{HostEnd, Identity, Row, RowError, Status};
 use weir_identity::{ApplicationId, Moment};
+
+use crate::state::SavedRow;
 
 /// One host's applications.
 #[derive(Debug, Default)]
@@ -29,15 +34,14 @@ struct Kept {
     probed_health: Option<Health>,
     reported_load: Option<f64>,
     measured_load: Option<f64>,
+    /// A part from 0 to 1.
     smoothed: Smoothed,
-}
-
-/// A part from 0 to 1 without its spikes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Smoothed {
-    value: f64,
-    at: Moment,
+    /// What units were told.
     told: u8,
+    /// What the operator wants.
+    wanted: Directive,
+    /// And what besides while it is failing.
+    failing: Option<Directive>,
 }
 
 /// A row for people and programs.
@@ -73,7 +77,10 @@ impl Keeper {
             probed_health: None,
             reported_load: None,
             measured_load: None,
-            smoothed: Smoothed { value: 0.0, at: now, told: 0 },
+            smoothed: Smoothed::new(0.0, now),
+            told: 0,
+            wanted: Directive::Active,
+            failing: None,
         });
         (kept.capacity, kept.lease) = (capacity, lease);
         self.tell(end, application, now)
@@ -147,6 +154,73 @@ impl Keeper {
         lapsed
     }
 
+    /// The operator wants this of an application.
+    pub(crate) fn direct(
+        &mut self,
+        end: &mut HostEnd,
+        application: ApplicationId,
+        target: Directive,
+        now: Moment,
+    ) -> Result<(), RowError> {
+        self.applications.get_mut(&application).ok_or(RowError::Unknown(application))?.wanted = target;
+        self.tell(end, application, now)
+    }
+
+    /// The operator wants the same of all of them.
+    pub(crate) fn direct_all(&mut self, end: &mut HostEnd, target: Directive, now: Moment) -> Result<(), RowError> {
+        let all: Vec<ApplicationId> = self.applications.keys().copied().collect();
+        all.into_iter().try_for_each(|application| self.direct(end, application, target, now))
+    }
+
+    /// What is wanted of an application besides, while it is failing.
+    pub(crate) fn direct_failing(
+        &mut self,
+        end: &mut HostEnd,
+        application: ApplicationId,
+        target: Option<Directive>,
+        now: Moment,
+    ) -> Result<(), RowError> {
+        self.applications.get_mut(&application).ok_or(RowError::Unknown(application))?.failing = target;
+        self.tell(end, application, now)
+    }
+
+    /// What another agent would need to go on.
+    pub(crate) fn save(&self, end: &HostEnd) -> Vec<SavedRow> {
+        let address = |known: Option<(IpAddr, u16)>| known.map(SocketAddr::from);
+        let saved = |row: &Row| {
+            let kept = self.applications.get(&row.application)?;
+            Some(SavedRow {
+                application: row.application,
+                protocol: row.identity.protocol,
+                vip: address(row.identity.vip),
+                endpoint: address(row.identity.endpoint),
+                detail: row.identity.detail.clone(),
+                capacity: kept.capacity,
+                lease: kept.lease.map(|(lease, _)| lease),
+                target: kept.wanted,
+                reported_health: kept.reported_health,
+                probed_health: kept.probed_health,
+                reported_load: kept.reported_load,
+                measured_load: kept.measured_load,
+                // Not what is on its way there: a file that is the same need not be written.
+                load: f64::from(row.status.load) / f64::from(kept.capacity.max(1)),
+                by_itself: false,
+            })
+        };
+        end.table().rows().filter_map(saved).collect()
+    }
+
+    /// Goes on with what another agent knew; leases begin anew.
+    pub(crate) fn restore(&mut self, end: &mut HostEnd, row: &SavedRow, now: Moment) -> Result<(), RowError> {
+        self.register(end, row.application, row.identity(), row.capacity, row.lease, now)?;
+        if let Some(kept) = self.applications.get_mut(&row.application) {
+            (kept.reported_health, kept.probed_health) = (row.reported_health, row.probed_health);
+            (kept.reported_load, kept.measured_load) = (row.reported_load, row.measured_load);
+            kept.smoothed = Smoothed::new(row.load.clamp(0.0, 1.0), now);
+        }
+        self.direct(end, row.application, row.target, now)
+    }
+
     /// All rows.
     pub(crate) fn show(&self, end: &HostEnd, now: Moment) -> Vec<Shown> {
         let left = |application| {
@@ -172,8 +246,20 @@ impl Keeper {
         let said = [kept.reported_health, kept.probed_health];
         let health = [Health::Failing, Health::Healthy].into_iter().find(|health| said.contains(&Some(*health)));
         let part = [kept.reported_load, kept.measured_load].into_iter().flatten().fold(0.0, f64::max);
-        let load = kept.smoothed.take(part, kept.capacity, now);
-        end.report(application, Status { health: health.unwrap_or_default(), load, capacity: kept.capacity })
+        let load = kept.load(part, now);
+        let health = health.unwrap_or_default();
+        end.report(application, Status { health, load, capacity: kept.capacity })?;
+        let besides = kept.failing.filter(|_| health == Health::Failing);
+        let target = besides.filter(|besides| strictness(*besides) > strictness(kept.wanted)).unwrap_or(kept.wanted);
+        end.direct(application, target, now)
+    }
+}
+
+fn strictness(directive: Directive) -> u8 {
+    match directive {
+        Directive::Active => 0,
+        Directive::Draining => 1,
+        Directive::Inactive => 2,
     }
 }
 
@@ -190,28 +276,20 @@ pub(crate) enum Report {
     Capacity(u8),
 }
 
-impl Smoothed {
-    fn take(&mut self, part: f64, capacity: u8, now: Moment) -> u8 {
-        let constant: f64 = if part > self.value { RISE } else { FALL };
-        let passed = now.since(self.at).as_secs_f64();
-        self.at = now;
-        self.value += (part.clamp(0.0, 1.0) - self.value) * (1.0 - (-passed / constant).exp());
-        let exact = self.value * f64::from(capacity);
+impl Kept {
+    /// The load to be told, after some time with this part in use.
+    fn load(&mut self, part: f64, now: Moment) -> u8 {
+        let exact = self.smoothed.follow(part.clamp(0.0, 1.0), now) * f64::from(self.capacity);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to capacity, and so to 99")]
-        let load = (exact.round() as u8).min(capacity);
-        let step = (capacity / 20).max(1);
-        let is_end = load == 0 || load == capacity;
-        if load.abs_diff(self.told) > step || (is_end && load != self.told) || self.told > capacity {
+        let load = (exact.round() as u8).min(self.capacity);
+        let step = (self.capacity / 20).max(1);
+        let is_end = load == 0 || load == self.capacity;
+        if load.abs_diff(self.told) > step || (is_end && load != self.told) || self.told > self.capacity {
             self.told = load;
         }
         self.told
     }
 }
-
-/// Seconds until a step up has come through to 63 %.
-const RISE: f64 = 1.0;
-/// And one down.
-const FALL: f64 = 5.0;
 
 #[cfg(test)]
 mod tests {
@@ -244,6 +322,21 @@ mod tests {
         assert_eq!(status(&end).health, Health::Failing);
         keeper.probed(&mut end, APPLICATION, Health::Unknown, Moment(3));
         assert_eq!(status(&end).health, Health::Healthy);
+    }
+
+    #[test]
+    fn a_failing_application_may_be_directed_and_the_operator_is_not_forgotten() {
+        let (mut keeper, mut end) = host();
+        let target = |end: &HostEnd| end.table().row(APPLICATION).unwrap().directives.target;
+        keeper.direct_failing(&mut end, APPLICATION, Some(Directive::Inactive), Moment(1)).unwrap();
+        keeper.probed(&mut end, APPLICATION, Health::Failing, Moment(2));
+        assert_eq!(target(&end), Directive::Inactive);
+        keeper.direct(&mut end, APPLICATION, Directive::Draining, Moment(3)).unwrap();
+        assert_eq!(target(&end), Directive::Inactive);
+        keeper.probed(&mut end, APPLICATION, Health::Healthy, Moment(4));
+        assert_eq!(target(&end), Directive::Draining);
+        keeper.direct_all(&mut end, Directive::Active, Moment(5)).unwrap();
+        assert_eq!(target(&end), Directive::Active);
     }
 
     #[test]

@@ -26,6 +26,17 @@
 //!
 //! `GET /v1/status` shows everything; `PUT /v1/directive` and `PUT /v1/applications/1/directive` with `{"target": "draining"}` direct. What
 //! is nonsense (a load above the capacity, an application that is not there) is answered with 4xx and `{"error": …}`, and nothing is sent.
+//! With `?host=9` a request is about a host that this one is a proxy for.
+//!
+//! # How it ends
+//!
+//! SIGTERM and SIGINT: the host's applications drain, units agree, `drain` passes (a second SIGTERM cuts that short), and the agent says
+//! goodbye: nothing new comes to this host. A proxy says so of its own host only; the hosts that it watches just lose it.
+//!
+//! SIGUSR2: it ends at once without a word, for another one that goes on with its state: an upgrade of the agent. Units notice nothing
+//! if that is there within three heartbeats. The same holds for one that has crashed.
+//!
+//! SIGHUP: it looks at certificate, key and revocation list now, and not only within the next second.
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +46,7 @@ mod config;
 mod house;
 mod keeper;
 mod measure;
+mod state;
 mod watch;
 
 use std::path::PathBuf;
@@ -98,27 +110,50 @@ enum Command {
         /// How much of its capacity is in use
         #[arg(long)]
         load: Option<u8>,
+        #[command(flatten)]
+        whose: Whose,
     },
     /// Delete an application's row
     Deregister {
         /// Its number
         application: u32,
+        #[command(flatten)]
+        whose: Whose,
     },
     /// Give an application nothing new; returns when every unit knows
     Drain {
         /// Its number [default: all]
         application: Option<u32>,
+        #[command(flatten)]
+        whose: Whose,
     },
     /// Give an application nothing at all; returns when every unit knows
     Deactivate {
         /// Its number [default: all]
         application: Option<u32>,
+        #[command(flatten)]
+        whose: Whose,
     },
     /// Take drain or deactivate back; returns when every unit knows
     Resume {
         /// Its number [default: all]
         application: Option<u32>,
+        #[command(flatten)]
+        whose: Whose,
     },
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Whose {
+    /// A host that this one is a proxy for [default: its own]
+    #[arg(long)]
+    host: Option<u32>,
+}
+
+impl Whose {
+    fn query(self) -> String {
+        self.host.map_or_else(String::new, |host| format!("?host={host}"))
+    }
 }
 
 /// Why the program ends with an error.
@@ -175,37 +210,43 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Command::Report { application, capacity, lease, health, load } => {
-            let path = format!("/v1/applications/{application}");
+        Command::Report { application, capacity, lease, health, load, whose } => {
+            let (path, query) = (format!("/v1/applications/{application}"), whose.query());
             if let Some(capacity) = capacity {
-                ask(&cli.socket, "PUT", &path, Some(&json!({ "capacity": capacity, "lease": lease })))?;
+                ask(
+                    &cli.socket,
+                    "PUT",
+                    &format!("{path}{query}"),
+                    Some(&json!({ "capacity": capacity, "lease": lease })),
+                )?;
             }
             if let Some(health) = health {
-                ask(&cli.socket, "PUT", &format!("{path}/health"), Some(&json!({ "health": health })))?;
+                ask(&cli.socket, "PUT", &format!("{path}/health{query}"), Some(&json!({ "health": health })))?;
             }
             if let Some(load) = load {
-                ask(&cli.socket, "PUT", &format!("{path}/load"), Some(&json!({ "load": load })))?;
+                ask(&cli.socket, "PUT", &format!("{path}/load{query}"), Some(&json!({ "load": load })))?;
             }
             if capacity.is_none() && health.is_none() && load.is_none() {
-                ask(&cli.socket, "POST", &format!("{path}/lease"), None)?;
+                ask(&cli.socket, "POST", &format!("{path}/lease{query}"), None)?;
             }
             Ok(())
         }
-        Command::Deregister { application } => {
-            ask(&cli.socket, "DELETE", &format!("/v1/applications/{application}"), None)?;
+        Command::Deregister { application, whose } => {
+            ask(&cli.socket, "DELETE", &format!("/v1/applications/{application}{}", whose.query()), None)?;
             Ok(())
         }
-        Command::Drain { application } => direct(cli, *application, "draining"),
-        Command::Deactivate { application } => direct(cli, *application, "inactive"),
-        Command::Resume { application } => direct(cli, *application, "active"),
+        Command::Drain { application, whose } => direct(cli, *application, *whose, "draining"),
+        Command::Deactivate { application, whose } => direct(cli, *application, *whose, "inactive"),
+        Command::Resume { application, whose } => direct(cli, *application, *whose, "active"),
     }
 }
 
 /// Directs, and waits until every unit knows.
-fn direct(cli: &Cli, application: Option<u32>, target: &str) -> Result<(), Failure> {
+fn direct(cli: &Cli, application: Option<u32>, whose: Whose, target: &str) -> Result<(), Failure> {
+    let query = whose.query();
     let path = match application {
-        Some(application) => format!("/v1/applications/{application}/directive"),
-        None => "/v1/directive".to_owned(),
+        Some(application) => format!("/v1/applications/{application}/directive{query}"),
+        None => format!("/v1/directive{query}"),
     };
     ask(&cli.socket, "PUT", &path, Some(&json!({ "target": target })))?;
     for _ in 0..SETTLE.as_millis() / 50 {
@@ -214,6 +255,7 @@ fn direct(cli: &Cli, application: Option<u32>, target: &str) -> Result<(), Failu
             .as_array()
             .into_iter()
             .flatten()
+            .filter(|known| whose.host.map_or(known["rank"] == 0, |host| known["host"] == host))
             .flat_map(|host| host["applications"].as_array().into_iter().flatten());
         let concerned =
             |row: &serde_json::Value| application.is_none_or(|application| row["application"] == application);
@@ -235,8 +277,9 @@ async fn serve(config: Config) -> Result<(), Failure> {
     };
     let settings = |host: HostId| HostSettings { interval: config.heartbeat, ..HostSettings::new(host) };
     let mut hosts = vec![HostSettings { name: config.name.clone(), ..settings(own) }];
-    hosts.extend(config.proxied.iter().map(|proxied| settings(proxied.host)));
+    hosts.extend(config.proxied.iter().map(|proxied| HostSettings { rank: proxied.rank, ..settings(proxied.host) }));
     let listener = api::bind(&config.socket).map_err(|error| Failure::Socket(config.socket.clone(), error))?;
+    let left = state::load(&config.state(), &config, own);
     let group = match &config.group {
         None => None,
         Some(group) => {
@@ -245,42 +288,49 @@ async fn serve(config: Config) -> Result<(), Failure> {
         }
     };
     let agent = Agent::spawn_in_group(hosts, config.units.clone(), group, &keys)?;
-    let house = Arc::new(House::new(agent, own));
+    // Until something is waited for nothing is sent: units hear of the tables as they are then.
+    let house = Arc::new(House::new(agent, own, &left));
     let watching = watch::begin(&config, own, &house)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut hand_over, mut renewed) = (signal(SignalKind::user_defined2())?, signal(SignalKind::hangup())?);
     tracing::info!(host = %own, socket = %config.socket.display(), "agent runs");
-    tokio::select! {
-        served = api::serve(listener, Arc::clone(&house)) => served?,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!(drain = ?config.drain, "ends: nothing new to this host");
-    drop(watching);
-    house.direct_all(Directive::Draining);
-    let settled = async {
-        while !house.is_settled() {
-            sleep(Duration::from_millis(20)).await;
+    let mut served = tokio::spawn(api::serve(listener, Arc::clone(&house)));
+    let is_end = loop {
+        tokio::select! {
+            ended = &mut served => {
+                ended.map_err(std::io::Error::other)??;
+                break true;
+            }
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break true,
+            _ = hand_over.recv() => break false,
+            _ = renewed.recv() => house.agent().look_at_keys(),
         }
     };
-    if timeout(SETTLE, settled).await.is_err() {
-        tracing::warn!("not every unit has agreed");
-    }
-    tokio::select! {
-        () = sleep(config.drain) => {}
-        _ = terminate.recv() => {}
+    drop(watching);
+    if is_end {
+        tracing::info!(drain = ?config.drain, "ends: nothing new to this host");
+        house.direct_all(own, Directive::Draining);
+        let settled = async {
+            while !house.is_settled(own) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(SETTLE, settled).await.is_err() {
+            tracing::warn!("not every unit has agreed");
+        }
+        tokio::select! {
+            () = sleep(config.drain) => {}
+            _ = terminate.recv() => {}
+        }
+        let _ = std::fs::remove_file(config.state());
+    } else {
+        state::save(&config.state(), &house.tables(&config))?;
     }
     let _ = std::fs::remove_file(&config.socket);
-    // Requests that are still being answered hold it for a moment.
-    let mut house = house;
-    let house = loop {
-        match Arc::try_unwrap(house) {
-            Ok(house) => break house,
-            Err(shared) => house = shared,
-        }
-        sleep(Duration::from_millis(10)).await;
-    };
-    house.into_agent().goodbye().await;
-    tracing::info!("goodbye");
+    let gone: &[HostId] = if is_end { std::slice::from_ref(&own) } else { &[] };
+    house.agent().end(gone).await;
+    tracing::info!(goodbye = is_end, "has ended");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use weir_probes::{Expect, Kind, Probes, Question, Target, host_header};
 use crate::config::{Application, Config, Measure, Probe};
 use crate::house::House;
 use crate::measure::{CpuTime, accept_queue, pressure};
+use crate::state::{AGAIN, Tables, save};
 
 /// Begins to watch everything that the configuration names; ends with what it gives back.
 pub(crate) fn begin(
@@ -42,6 +43,10 @@ pub(crate) fn begin(
             tasks.spawn(run_command(Arc::clone(house), *host, known.application, probe.clone(), state));
         }
         if let Some(service) = &known.service {
+            // It is there already if the last agent knew it.
+            house.with(*host, |keeper, end, now| {
+                let _ = keeper.direct_failing(end, known.application, known.failing, now);
+            });
             tasks.spawn(follow_service(Arc::clone(house), *host, (*known).clone(), service.clone()));
         }
     }
@@ -59,13 +64,36 @@ pub(crate) fn begin(
     let measured: Vec<Application> =
         config.applications.iter().filter(|known| !known.load.is_empty()).cloned().collect();
     tasks.spawn(beat(Arc::clone(house), own, measured));
+    tasks.spawn(remember(Arc::clone(house), config.clone()));
     Ok(tasks)
+}
+
+/// Keeps the file for the next agent.
+async fn remember(house: Arc<House>, config: Config) {
+    let path = config.state();
+    let (mut written, mut beats) = (Tables::default(), 0_u32);
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        beats += 1;
+        let tables = house.tables(&config);
+        if tables == written && BEAT * beats < AGAIN {
+            continue;
+        }
+        if let Err(error) = save(&path, &tables) {
+            tracing::warn!(path = %path.display(), %error, "a restart will begin with nothing");
+        }
+        (written, beats) = (tables, 0);
+    }
 }
 
 fn register(house: &House, host: HostId, known: &Application) {
     let (identity, capacity) = (known.identity(), known.capacity);
-    let registered =
-        house.with(host, |keeper, end, now| keeper.register(end, known.application, identity, capacity, None, now));
+    let registered = house.with(host, |keeper, end, now| {
+        keeper.register(end, known.application, identity, capacity, None, now)?;
+        keeper.direct_failing(end, known.application, known.failing, now)
+    });
     if let Some(Err(error)) = registered {
         tracing::error!(application = %known.application, %error, "not registered");
     }
@@ -134,6 +162,7 @@ async fn beat(house: Arc<House>, own: HostId, measured: Vec<Application>) {
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut cpu = CpuTime::default();
+    let mut contested = std::collections::BTreeSet::new();
     loop {
         beat.tick().await;
         let (used, waits) = (cpu.used(), pressure());
@@ -148,6 +177,12 @@ async fn beat(house: Arc<House>, own: HostId, measured: Vec<Application>) {
             }
         }
         for host in house.hosts() {
+            let is_contested = house.with(host, |_, end, now| end.is_contested(now)) == Some(true);
+            if !is_contested {
+                contested.remove(&host);
+            } else if contested.insert(host) {
+                tracing::error!(%host, "another agent of the same rank speaks for this host: give one of them another rank");
+            }
             for application in house.with(host, crate::keeper::Keeper::tick).unwrap_or_default() {
                 tracing::warn!(%application, "lease lapsed: deleted");
             }

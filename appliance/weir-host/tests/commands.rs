@@ -22,6 +22,20 @@ fn without_an_agent_its_socket_is_named() {
     assert!(error.contains("no-agent.sock"), "{error}");
 }
 
+#[test]
+fn systemd_takes_the_unit_file() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("systemd");
+    std::fs::create_dir_all(&folder).unwrap();
+    let unit =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/weir-host/weir-host.service"));
+    let unit = unit.unwrap().replace("/usr/local/bin/weir-host", env!("CARGO_BIN_EXE_weir-host"));
+    std::fs::write(folder.join("weir-host.service"), unit).unwrap();
+    let verified =
+        Command::new("systemd-analyze").arg("verify").arg(folder.join("weir-host.service")).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success() && !said.contains("weir-host.service:"), "{said}");
+}
+
 fn weir_host(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weir-host")).args(arguments).output().expect("weir-host starts")
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_health_link::{Cache, Checks, Keys, KeysError, ListenError, ListenSettings, Listener};
+use weir_health_link::{Cache, Checks, Keys, KeysError, ListenError, ListenSettings, Listener, Pages};
 use weir_health_load::Health;
 use weir_health_protocol::{Presence, UnitEnd, UnitSettings};
 use weir_identity::{ApplicationId, EndpointId, HostId};
@@ -32,9 +32,11 @@ pub enum AgentsError {
     /// The address.
     #[error("agents: {0}")]
     Listen(#[from] ListenError),
-    /// The address for agent-checks.
-    #[error("agents.checks: cannot listen at {address}: {source}")]
-    Checks {
+    /// The address for agent-checks, or for HTTP.
+    #[error("agents.{key}: cannot listen at {address}: {source}")]
+    Read {
+        /// Which of them.
+        key: &'static str,
         /// Where.
         address: std::net::SocketAddr,
         /// Why.
@@ -61,16 +63,34 @@ pub fn listen(shared: &Shared) -> Result<Option<Listener>, AgentsError> {
     Ok(Some(listener))
 }
 
-/// Begins to answer HAProxy's agent-check, if the YAML says where.
+/// Answers other balancers and readers; dropping it ends that.
+#[derive(Debug, Default)]
+pub struct Readers {
+    /// Where HAProxy asks.
+    pub checks: Option<Checks>,
+    /// Where the cache is read.
+    pub pages: Option<Pages>,
+}
+
+/// Begins to answer HAProxy's agent-check, and readers over HTTP, where the YAML says so.
 ///
 /// # Errors
 ///
 /// [`AgentsError`]; nothing is answered then.
-pub async fn answer_checks(shared: &Shared) -> Result<Option<Checks>, AgentsError> {
-    let address = shared.config.agents.as_ref().and_then(|agents| agents.checks);
-    let (Some(address), Some(cache)) = (address, shared.agents.get()) else { return Ok(None) };
-    let checks = Checks::spawn(address, cache.clone()).await;
-    checks.map(Some).map_err(|source| AgentsError::Checks { address, source })
+pub async fn answer_readers(shared: &Shared) -> Result<Readers, AgentsError> {
+    let mut readers = Readers::default();
+    let (Some(agents), Some(cache)) = (&shared.config.agents, shared.agents.get()) else { return Ok(readers) };
+    if let Some(address) = agents.checks {
+        let checks = Checks::spawn(address, cache.clone()).await;
+        readers.checks = Some(checks.map_err(|source| AgentsError::Read { key: "checks", address, source })?);
+        tracing::info!(%address, "HAProxy's agent-check is answered");
+    }
+    if let Some(address) = agents.http {
+        let pages = Pages::spawn(address, cache.clone()).await;
+        readers.pages = Some(pages.map_err(|source| AgentsError::Read { key: "http", address, source })?);
+        tracing::info!(%address, "what agents say can be read over HTTP");
+    }
+    Ok(readers)
 }
 
 /// Waits until agents have said something new; without any, for ever.

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weir_admin::api::{
-    AgentRow, ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange, HostService,
-    HostStatus, MbufStatus, PortCounters, PortStatus, Protocol, RouteCount, RouteList, RouteLookup, ServiceStatus,
-    ShardMove, ShardStatus, Status, UnitApi,
+    AgentRow, AgentStatus, ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange,
+    HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol, RouteCount, RouteList,
+    RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
 };
 use weir_config::Service;
 use weir_dataplane::flow::{FlowHash, Key, place, protocol};
 use weir_health_load::{Directive, Health};
-use weir_identity::{EndpointId, HostId};
+use weir_health_protocol::Row;
+use weir_identity::{ApplicationId, EndpointId, HostId, Incarnation, Moment};
 
 use crate::control::{Shared, link_is_up, statistics};
 use crate::core_thread::{AskError, uptime};
@@ -46,6 +47,29 @@ impl Api {
                 ShardStatus { id: number(id), cpu, routes_ipv4, routes_ipv6, capacity_ipv4, capacity_ipv6 }
             })
             .collect()
+    }
+
+    /// What is known of the agents that the YAML names, and for how long each row has been as it is, in milliseconds.
+    fn agents(&self) -> BTreeMap<HostId, (AgentStatus, BTreeMap<ApplicationId, u64>)> {
+        let Some(cache) = self.shared.agents.get() else { return BTreeMap::new() };
+        let hosts = self.shared.config.hosts.iter().filter(|host| host.agent);
+        cache.with(|end, now| {
+            let ago = |then: Moment| now.0.saturating_sub(then.0);
+            let known = |host: &weir_config::Host| {
+                let cached = end.host(host.id)?;
+                let was_heard = cached.incarnation() != Incarnation(0);
+                let agent = AgentStatus {
+                    presence: presence(cached.presence()),
+                    since_ms: ago(cached.presence_since()),
+                    heard_ms: was_heard.then(|| ago(cached.heard())),
+                    rank: if was_heard { cached.rank().number() } else { 0 },
+                    dns_name: cached.name().map(str::to_owned),
+                };
+                let since = |row: &Row| Some((row.application, ago(cached.row_since(row.application)?)));
+                Some((host.id, (agent, cached.table().rows().filter_map(since).collect())))
+            };
+            hosts.filter_map(known).collect()
+        })
     }
 
     fn service_named(&self, name: &str) -> Result<usize, ApiError> {
@@ -162,6 +186,8 @@ impl UnitApi for Api {
                 weir_config::Select::Tokens => "tokens",
                 weir_config::Select::Percentages => "percentages",
                 weir_config::Select::Hash => "hash",
+                weir_config::Select::RoundRobin => "round-robin",
+                weir_config::Select::LeastConnection => "least-connection",
             }
             .to_owned(),
             no_endpoint: match service.no_endpoint {
@@ -180,7 +206,7 @@ impl UnitApi for Api {
                         host_name: settings.host_name.clone(),
                         address: settings.address,
                         port: settings.port,
-                        capacity: known.weight(settings.capacity),
+                        capacity: known.free(settings.capacity),
                         directive: directive(known.effective_directive()),
                         health: health(known.health),
                         since_ms: now.0.saturating_sub(known.since.0),
@@ -194,6 +220,7 @@ impl UnitApi for Api {
     }
 
     async fn hosts(&self) -> Result<Vec<HostStatus>, ApiError> {
+        let agents = self.agents();
         let knowledge = self.shared.knowledge.lock();
         let recent = self.shared.recent.lock();
         let now = uptime();
@@ -208,11 +235,13 @@ impl UnitApi for Api {
                 .rev()
                 .find(|neighbour| neighbour.address == host.address)
                 .map(|neighbour| weir_dataplane::wire::ethernet::MacAddress(neighbour.mac).to_string()),
+            agent: agents.get(&host.id).map(|(agent, _)| agent.clone()),
             services: knowledge
                 .known()
                 .filter(|(_, known)| of_host(known, host.id))
                 .map(|(id, known)| {
-                    let (service, _) = knowledge.settings(known);
+                    let (service, settings) = knowledge.settings(known);
+                    let since = agents.get(&host.id).and_then(|(_, rows)| rows.get(&settings.application));
                     HostService {
                         service: service.id,
                         name: service.name.clone(),
@@ -227,6 +256,7 @@ impl UnitApi for Api {
                             target: directive(said.directives.target),
                             current: directive(said.directives.current),
                             live: said.live,
+                            since_ms: since.copied().unwrap_or(0),
                         }),
                     }
                 })
@@ -369,6 +399,15 @@ fn refusal(error: AskError) -> ApiError {
         AskError::NoShard(shard) => ApiError::UnknownShard(number(shard)),
         AskError::NoCore(cpu) => ApiError::UnknownCpu(number(cpu)),
         AskError::Silent(cpu) => ApiError::NoAnswer { part: format!("core {cpu}"), waited_ms: 1000 },
+    }
+}
+
+fn presence(presence: weir_health_protocol::Presence) -> Presence {
+    match presence {
+        weir_health_protocol::Presence::Expected => Presence::Expected,
+        weir_health_protocol::Presence::Live => Presence::Live,
+        weir_health_protocol::Presence::Silent => Presence::Silent,
+        weir_health_protocol::Presence::Gone => Presence::Gone,
     }
 }
 

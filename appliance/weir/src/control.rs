@@ -114,7 +114,12 @@ impl Shared {
     fn publish(&self, knowledge: &mut Knowledge) {
         let generation = knowledge.next_generation();
         self.farms.store(Arc::new(Farm::new(knowledge.farm())));
-        self.standings.store(Arc::new(Standings { generation, services: knowledge.standings() }));
+        self.publish_standings(knowledge, generation);
+    }
+
+    fn publish_standings(&self, knowledge: &Knowledge, generation: u64) {
+        let handler = Arc::clone(&self.standings.load().handler);
+        self.standings.store(Arc::new(Standings::new(generation, knowledge.standings(), handler)));
     }
 
     /// Sets what the operator wants of endpoints; those for which `which` says so. Returns each with what it was before.
@@ -133,24 +138,43 @@ impl Shared {
         changed
     }
 
-    /// Takes what agents said. Only a directive needs a new farm; load changes too often for that.
+    /// Takes what agents said. Only a directive needs a new farm, and load alone no new standings: it changes too often for that, so
+    /// that the handler is told of it, where that is enough.
     pub fn heard(&self, heard: &[Heard]) {
         let mut knowledge = self.knowledge.lock();
-        let mut directed = false;
+        let (mut directed, mut changed) = (false, false);
+        let mut loads = Vec::new();
         for heard in heard {
             let Some(known) = knowledge.endpoints.get_mut(heard.endpoint.index()) else { continue };
-            let before = known.effective_directive();
+            let (directive, said) = (known.effective_directive(), known.said);
             known.said = heard.said;
-            directed |= known.effective_directive() != before;
+            directed |= known.effective_directive() != directive;
+            changed |= known.health != heard.health;
             if known.health != heard.health {
                 self.change_health(&mut knowledge, heard.endpoint, heard.health, heard.reason.to_owned());
+            }
+            let Some(known) = knowledge.endpoints.get(heard.endpoint.index()) else { continue };
+            let service = &knowledge.config.services[known.service];
+            match (said, heard.said) {
+                (Some(before), Some(now)) if before.status.capacity == now.status.capacity => {
+                    changed |= service.select == weir_config::Select::Percentages;
+                    loads.push((service.id, heard.endpoint, now.status));
+                }
+                (before, now) => changed |= before.is_some() || now.is_some(),
             }
         }
         if directed {
             return self.publish(&mut knowledge);
         }
-        let generation = knowledge.next_generation();
-        self.standings.store(Arc::new(Standings { generation, services: knowledge.standings() }));
+        if changed {
+            let generation = knowledge.next_generation();
+            return self.publish_standings(&knowledge, generation);
+        }
+        let handler = Arc::clone(&self.standings.load().handler);
+        let mut handler = handler.lock();
+        for (service, endpoint, status) in loads {
+            handler.report(service, endpoint, status.capacity.into(), status.load.into());
+        }
     }
 
     fn health(&self, change: &HealthChange) {
@@ -230,7 +254,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
     if let Some(cache) = &agents {
         let _ = shared.agents.set(cache.clone());
     }
-    let _checks = crate::agents::answer_checks(shared).await?;
+    let _readers = crate::agents::answer_readers(shared).await?;
 
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = Arc::new(Api::new(Arc::clone(shared)));

@@ -71,16 +71,16 @@ impl Known {
         said.into_iter().chain([self.directive]).max_by_key(rank).unwrap_or_default()
     }
 
-    /// Its weight: what the host can still take if it says so, else what the YAML says.
-    ///
-    /// A host that is full still gets the least there is: with all of them full, somebody has to.
+    /// What it can take in all: as the host says, else as the YAML does.
     #[must_use]
-    pub fn weight(&self, configured: u32) -> u32 {
-        match self.said {
-            Some(Said { status, .. }) if status.capacity > 0 => u32::from(status.free()).max(1),
-            Some(_) => 0,
-            None => configured,
-        }
+    pub fn capacity(&self, configured: u32) -> u32 {
+        self.said.map_or(configured, |said| said.status.capacity.into())
+    }
+
+    /// What it can still take: as the host says, else all that the YAML says.
+    #[must_use]
+    pub fn free(&self, configured: u32) -> u32 {
+        self.said.map_or(configured, |said| said.status.free().into())
     }
 }
 
@@ -179,6 +179,7 @@ impl Knowledge {
                         }
                         _ => None,
                     },
+                    local: settings.local.map(port_id),
                     hop: None,
                 }
             })
@@ -213,6 +214,8 @@ impl Knowledge {
                         weir_config::Select::Tokens => Select::Tokens,
                         weir_config::Select::Percentages => Select::Percentages,
                         weir_config::Select::Hash => Select::Hash,
+                        weir_config::Select::RoundRobin => Select::RoundRobin,
+                        weir_config::Select::LeastConnection => Select::LeastConnection,
                     },
                     take: match service.take {
                         weir_config::Take::Greatest => Take::Greatest,
@@ -238,8 +241,9 @@ impl Knowledge {
                             // A changed weight would move clients to other hosts.
                             capacity: match service.select {
                                 weir_config::Select::Hash => settings.capacity,
-                                _ => known.weight(settings.capacity),
+                                _ => known.capacity(settings.capacity),
                             },
+                            load: known.said.map(|said| said.status.load.into()),
                             directive: known.effective_directive(),
                             health: known.health,
                             backup: settings.backup,
@@ -268,7 +272,7 @@ impl Knowledge {
                 Way::OnLink(_) => None,
             })
             .collect();
-        for known in &self.endpoints {
+        for known in self.endpoints.iter().filter(|known| self.settings(known).1.local.is_none()) {
             let address = self.settings(known).1.address;
             let best = prefixes.iter().filter(|prefix| contains(prefix, address)).max_by_key(|prefix| prefix.length);
             wanted.extend(best.into_iter().flat_map(|prefix| &prefix.ways).filter_map(|way| match way {

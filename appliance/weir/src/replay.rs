@@ -23,6 +23,7 @@ use weir_dataplane::core::{Command, Core, Turn};
 use weir_dataplane::farm::Farm;
 use weir_dataplane::packet::{BURST, Burst, HeapPacket, Queue};
 use weir_dataplane::shard::Twin;
+use weir_health_load::SharedHandler;
 use weir_identity::Moment;
 
 use crate::allotments::Standings;
@@ -198,7 +199,7 @@ impl Bench {
         let mut knowledge = Knowledge::new(Arc::clone(&config), macs);
         let generation = knowledge.next_generation();
         let farm = Arc::new(Farm::new(knowledge.farm()));
-        let standings = Standings { generation, services: knowledge.standings() };
+        let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
         let wire = Wire::default();
         let assembly = Assembly {
             config: &config,

@@ -78,7 +78,12 @@ impl Show<'_> {
         };
         let flow = Flow { client: client_key.source(), vip: client_key.destination(), protocol };
         let (name, endpoint) = match action {
-            Action::Send { endpoint, mode, .. } => {
+            Action::Send { .. } | Action::Local { .. } => {
+                let (endpoint, mode, name) = match action {
+                    Action::Local { endpoint } => (endpoint, Mode::Nat, "local"),
+                    Action::Send { endpoint, mode, .. } => (endpoint, mode, "send"),
+                    _ => return None,
+                };
                 let endpoint = farm.endpoint(endpoint)?;
                 let host = config.hosts.iter().find(|host| host.id == endpoint.host);
                 let port = endpoint.port.unwrap_or(flow.vip.port());
@@ -93,11 +98,10 @@ impl Show<'_> {
                         _ => None,
                     },
                 };
-                ("send", Some(endpoint))
+                (name, Some(endpoint))
             }
             Action::Drop => ("drop", None),
             Action::Divert => ("divert", None),
-            Action::Local => ("local", None),
         };
         let idle = u64::from(entry.idle(now));
         Some(RouteEntry {

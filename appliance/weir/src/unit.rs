@@ -17,6 +17,7 @@ use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::fragments;
 use weir_dataplane::packet::Queue;
 use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_health_load::SharedHandler;
 use weir_identity::Incarnation;
 use weir_sessions::{Limits, LocalSessions};
 
@@ -165,7 +166,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
     let generation = knowledge.next_generation();
     let farm = Arc::new(Farm::new(knowledge.farm()));
-    let standings = Arc::new(ArcSwap::from_pointee(Standings { generation, services: knowledge.standings() }));
+    let standings =
+        Arc::new(ArcSwap::from_pointee(Standings::new(generation, knowledge.standings(), SharedHandler::default())));
     let assembly = Assembly {
         config: &config,
         farm: Arc::clone(&farm),

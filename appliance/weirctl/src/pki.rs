@@ -33,7 +33,11 @@ pub(crate) fn run(dir: &Path, action: &PkiAction, out: &mut impl Write) -> Resul
         PkiAction::Renew { name, lifetime } => Authority::open(dir)?.renew(name, lifetime.days)?,
         PkiAction::Revoke { name } => {
             let list = Authority::open(dir)?.revoke(name)?;
-            return Ok(writeln!(out, "{}: copy it to every unit and start those again", list.display())?);
+            return Ok(writeln!(
+                out,
+                "{}: copy it to every unit and agent: it counts within a second",
+                list.display()
+            )?);
         }
     };
     Ok(writeln!(out, "{}: copy authority.pem, node.pem, node.key and revoked.pem to the node", made.display())?)

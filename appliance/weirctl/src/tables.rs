@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use weir_admin::api::{
-    Direction, DirectiveChange, Flow, HostStatus, RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup,
-    ServiceStatus, ShardMove, ShardStatus, Status,
+    AgentStatus, Direction, DirectiveChange, Flow, HostStatus, RouteCount, RouteEndpoint, RouteEntry, RouteList,
+    RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status,
 };
 
 /// The unit itself.
@@ -97,23 +97,16 @@ pub(crate) fn services(services: &[ServiceStatus]) -> String {
     text
 }
 
-/// Hosts, one row per service of each.
+/// Hosts, one row per service of each: what the unit believes, and below it what their agents say.
 pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
-    let spoken_for = hosts.iter().flat_map(|host| &host.services).any(|service| service.agent.is_some());
-    let mut header = vec!["ID", "HOST", "ADDRESS", "SERVICE", "HEALTH", "SINCE", "DIRECTIVE", "NEW"];
-    if spoken_for {
-        header.extend(["AGENT-SAYS", "LOAD", "TARGET", "CURRENT"]);
-    }
-    let mut rows = table(&header, &[0, 5, 7, 9]);
+    let mut rows = table(&["ID", "HOST", "ADDRESS", "SERVICE", "HEALTH", "SINCE", "DIRECTIVE", "NEW"], &[0, 5, 7]);
     for host in hosts {
         let (id, address) = (host.id.to_string(), host.address.to_string());
         if host.services.is_empty() {
-            let mut row = vec![id.as_str(), &host.name, &address];
-            row.resize(header.len(), "-");
-            rows.add_row(row);
+            rows.add_row([&id, &host.name, &address, "-", "-", "-", "-", "-"]);
         }
         for service in &host.services {
-            let mut row = vec![
+            rows.add_row([
                 id.clone(),
                 host.name.clone(),
                 address.clone(),
@@ -122,20 +115,46 @@ pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
                 duration(service.since_ms),
                 service.directive.to_string(),
                 service.new_connections.to_string(),
-            ];
-            match &service.agent {
-                Some(said) => row.extend([
-                    format!("{}{}", said.health, if said.live { "" } else { ", once" }),
+            ]);
+        }
+    }
+    let mut text = plain(&rows);
+    if hosts.iter().any(|host| host.agent.is_some()) {
+        text.push('\n');
+        text.push_str(&plain(&agents(hosts)));
+    }
+    text
+}
+
+fn agents(hosts: &[HostStatus]) -> Table {
+    let header = ["HOST", "AGENT", "HEARD", "SERVICE", "SAYS", "SINCE", "LOAD", "TARGET", "CURRENT"];
+    let mut rows = table(&header, &[2, 5, 6]);
+    for (host, agent) in hosts.iter().filter_map(|host| Some((host, host.agent.as_ref()?))) {
+        let heard = agent.heard_ms.map_or_else(|| "-".to_owned(), duration);
+        for service in &host.services {
+            let mut row = vec![host.name.clone(), agent_state(agent), heard.clone(), service.name.clone()];
+            if let Some(said) = &service.agent {
+                row.extend([
+                    said.health.to_string(),
+                    duration(said.since_ms),
                     format!("{}/{}", said.load, said.capacity),
                     said.target.to_string(),
                     said.current.to_string(),
-                ]),
-                None => row.resize(header.len(), "-".to_owned()),
+                ]);
             }
+            row.resize(header.len(), "-".to_owned());
             rows.add_row(row);
         }
     }
-    plain(&rows)
+    rows
+}
+
+/// Whether it is there, and whether it is the host's own.
+fn agent_state(agent: &AgentStatus) -> String {
+    match agent.rank {
+        0 => agent.presence.to_string(),
+        rank => format!("{}, proxy {rank}", agent.presence),
+    }
 }
 
 /// What changed in the hosts' health, newest first.

@@ -304,6 +304,9 @@ pub struct HostStatus {
     /// Its link-layer address, once resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// Its agent or proxy, where the YAML says that it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentStatus>,
     /// One row per service it serves.
     pub services: Vec<HostService>,
     /// The latest changes, newest first; at most a few dozen.
@@ -331,6 +334,48 @@ pub struct HostService {
     pub agent: Option<AgentRow>,
 }
 
+/// What is known of a host's agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Whether it is there.
+    pub presence: Presence,
+    /// How long it has been so, in milliseconds.
+    pub since_ms: u64,
+    /// How long ago its latest heartbeat came, in milliseconds; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ms: Option<u64>,
+    /// 0: its own agent; 1 to 3: a proxy.
+    pub rank: u8,
+    /// The DNS name that it gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_name: Option<String>,
+}
+
+/// Whether a host's agent is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// Nothing was heard that could be believed, so far.
+    Expected,
+    /// It is heard.
+    Live,
+    /// Three heartbeats are missing.
+    Silent,
+    /// It said goodbye.
+    Gone,
+}
+
+impl fmt::Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Presence::Expected => "expected",
+            Presence::Live => "live",
+            Presence::Silent => "silent",
+            Presence::Gone => "gone",
+        })
+    }
+}
+
 /// What a host's agent says of an application.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRow {
@@ -346,6 +391,9 @@ pub struct AgentRow {
     pub current: Directive,
     /// The agent is heard; else this is the last that it said.
     pub live: bool,
+    /// How long it has said this health and target, in milliseconds.
+    #[serde(default)]
+    pub since_ms: u64,
 }
 
 /// An endpoint's health went from one state to another.

@@ -386,6 +386,28 @@ pub enum Mistake {
         /// The ports' prefixes.
         prefixes: Vec<IpNet>,
     },
+    /// An endpoint on the unit itself, in a mode in which its kernel would have to own the VIP.
+    #[error(
+        "{address} is port `{port}`'s own address, and the unit's kernel, which does not have the VIP, takes no packets in mode {mode}"
+    )]
+    LocalMode {
+        /// The endpoint's address.
+        address: IpAddr,
+        /// The port's name.
+        port: String,
+        /// The service's mode.
+        mode: &'static str,
+    },
+    /// An endpoint on the unit itself, at a port whose kernel sees the port itself.
+    #[error(
+        "{address} is port `{port}`'s own address, and that port's kernel has no twin by which it could be given packets"
+    )]
+    LocalTwin {
+        /// The endpoint's address.
+        address: IpAddr,
+        /// The port's name.
+        port: String,
+    },
     /// A service that nobody serves.
     #[error("is empty: nobody serves `{service}`")]
     NoEndpoints {
@@ -542,6 +564,10 @@ impl Mistake {
             }
             Mistake::HostOffLink { prefixes, .. } => {
                 format!("an address in {}, one listed in neighbours, or another mode", some_of(prefixes))
+            }
+            Mistake::LocalMode { .. } => "mode: nat for an endpoint on the unit itself".to_owned(),
+            Mistake::LocalTwin { .. } => {
+                "an address of a port with a twin (af_xdp, PCI, or a vdev with one), and no VLAN's".to_owned()
             }
             Mistake::NoEndpoints { .. } => "at least one endpoint".to_owned(),
             Mistake::OnlyBackups { .. } => "at least one that is no backup".to_owned(),

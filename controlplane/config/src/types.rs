@@ -60,6 +60,8 @@ pub struct Agents {
     pub keys: PathBuf,
     /// Where HAProxy's agent-check is answered.
     pub checks: Option<SocketAddr>,
+    /// Where the cache can be read over HTTP.
+    pub http: Option<SocketAddr>,
     /// The other units, and where they listen.
     pub peers: BTreeMap<UnitId, SocketAddr>,
 }
@@ -389,6 +391,10 @@ pub enum Select {
     Percentages,
     /// Consistent hash of the client.
     Hash,
+    /// Each in turn, along the capacities.
+    RoundRobin,
+    /// The fewest connections for the capacity.
+    LeastConnection,
 }
 
 /// Which token of an allotment is taken first.
@@ -461,6 +467,8 @@ pub struct Endpoint {
     pub state: DirectiveState,
     /// Used only when no other endpoint fits.
     pub backup: bool,
+    /// On the unit itself: the port (index into [`Config::ports`]) whose own address it has, and whose twin takes its packets.
+    pub local: Option<usize>,
 }
 
 /// An endpoint's state by directive.

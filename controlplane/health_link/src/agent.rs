@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{ClientConfig, Endpoint, TokioRuntime};
+use quinn::{Endpoint, TokioRuntime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -18,6 +18,7 @@ use crate::clock::{Clock, SLEPT, new_life};
 use crate::group::{GroupLinks, pass};
 use crate::keys::{Keys, KeysError, Patience, unit_name};
 use crate::link::{LinkEnd, Report, serve};
+use crate::renewal::{CurrentKeys, follow};
 
 /// Why an agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +77,10 @@ pub struct GroupStatus {
 #[derive(Debug)]
 pub struct Agent {
     shared: Arc<Shared>,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
     endpoint: Endpoint,
     links: watch::Receiver<BTreeMap<UnitId, Duration>>,
+    look: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -119,17 +121,17 @@ impl Agent {
         }
         let interval = hosts.iter().map(|settings| settings.interval).max().unwrap_or(REST);
         let alone = hosts.len() == 1 && plan.is_some();
-        let config = keys.client(if alone { Patience::MEMBER } else { Patience::heartbeat(interval) })?;
+        let patience = if alone { Patience::MEMBER } else { Patience::heartbeat(interval) };
+        keys.client(patience)?;
         let any = if units.values().any(SocketAddr::is_ipv6) { "[::]:0" } else { "0.0.0.0:0" };
         let socket = std::net::UdpSocket::bind(any)?;
         let endpoint = Endpoint::new(keys.endpoint(), None, socket, Arc::new(TokioRuntime))?;
         let clock = Clock::new();
         let mut ends = BTreeMap::new();
         for settings in hosts {
-            let host = settings.host;
+            let (host, rank) = (settings.host, settings.rank);
             let grouped = plan.as_ref().is_some_and(|plan| plan.host == host);
-            let settings = HostSettings { grouped, ..settings };
-            let mut end = HostEnd::new(settings, new_life(), clock.now());
+            let mut end = HostEnd::new(HostSettings { grouped, ..settings }, new_life(rank), clock.now());
             units.keys().for_each(|unit| end.handle_link_down(*unit, clock.now()));
             ends.insert(host, end);
         }
@@ -141,16 +143,20 @@ impl Agent {
         let shared = Arc::new(Shared { clock, ends, group, touched: Notify::new() });
         let (reports, incoming) = mpsc::channel(REPORTS_MAX);
         let next = Arc::new(AtomicU64::new(0));
+        let (current, keys) = watch::channel(keys.clone());
+        let look = Arc::new(Notify::new());
         let links_of_group = match plan {
-            Some(plan) => Some(GroupLinks::new(plan, interval, keys, Arc::clone(&next), reports.clone())?),
+            Some(plan) => Some(GroupLinks::new(plan, interval, keys.clone(), Arc::clone(&next), reports.clone())?),
             None => None,
         };
         let (linked, links) = watch::channel(BTreeMap::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(Arc::clone(&shared), incoming, linked, links_of_group));
+        tasks.spawn(follow(current, Arc::clone(&look)));
         let dialler = Arc::new(Dialler {
             endpoint: endpoint.clone(),
-            config,
+            keys,
+            patience,
             units: units.into_iter().collect(),
             taken: Mutex::new(Vec::new()),
             next,
@@ -158,7 +164,7 @@ impl Agent {
         for slot in 0..dialler.units.len().min(LINKS) {
             tasks.spawn(Arc::clone(&dialler).keep(slot, reports.clone()));
         }
-        Ok(Agent { shared, tasks, endpoint, links })
+        Ok(Agent { shared, _tasks: tasks, endpoint, links, look })
     }
 
     /// Looks into a host's table, or changes it; `None` if it is not a host of this agent.
@@ -192,15 +198,31 @@ impl Agent {
         self.links.borrow().clone()
     }
 
-    /// Says goodbye to all units and ends, as soon as they have it or after a second.
-    pub async fn goodbye(mut self) {
-        self.shared.ends.lock().values_mut().for_each(HostEnd::goodbye);
+    /// Looks at certificate, key and revocation list now, and not only within the next second.
+    pub fn look_at_keys(&self) {
+        self.look.notify_one();
+    }
+
+    /// Says goodbye to all units for all its hosts and ends, as soon as they have it or after a second.
+    pub async fn goodbye(self) {
+        let all = self.hosts();
+        self.end(&all).await;
+    }
+
+    /// Ends; says goodbye for these hosts only. Whoever speaks for the others next has as long as the age-out to do so.
+    pub async fn end(&self, gone: &[HostId]) {
+        self.shared.ends.lock().iter_mut().filter(|(host, _)| gone.contains(host)).for_each(|(_, end)| end.goodbye());
         self.shared.touched.notify_one();
-        // The driver has sent it when it comes to rest; then the units have a moment to acknowledge.
-        sleep(Duration::from_millis(100)).await;
+        let patience = if gone.is_empty() {
+            // Whoever comes next is waited for.
+            Duration::from_millis(200)
+        } else {
+            // The driver has sent it when it comes to rest; then the units have a moment to acknowledge.
+            sleep(Duration::from_millis(100)).await;
+            Duration::from_secs(1)
+        };
         self.endpoint.close(0_u32.into(), b"goodbye");
-        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
-        self.tasks.shutdown().await;
+        let _ = timeout(patience, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -293,7 +315,8 @@ async fn drive(
 /// Keeps links to units, each to another one.
 struct Dialler {
     endpoint: Endpoint,
-    config: ClientConfig,
+    keys: CurrentKeys,
+    patience: Patience,
     units: Vec<(UnitId, SocketAddr)>,
     taken: Mutex<Vec<UnitId>>,
     next: Arc<AtomicU64>,
@@ -313,7 +336,8 @@ impl Dialler {
             match self.dial(unit, address).await {
                 Ok(connection) => {
                     tracing::info!(%unit, %address, "linked");
-                    serve(self.next.fetch_add(1, Ordering::Relaxed), connection, true, reports.clone()).await;
+                    let link = self.next.fetch_add(1, Ordering::Relaxed);
+                    serve(link, connection, true, reports.clone(), self.keys.clone()).await;
                     tracing::warn!(%unit, %address, "link lost");
                 }
                 Err(why) => {
@@ -336,7 +360,8 @@ impl Dialler {
     }
 
     async fn dial(&self, unit: UnitId, address: SocketAddr) -> Result<quinn::Connection, String> {
-        let connecting = self.endpoint.connect_with(self.config.clone(), address, &unit_name(unit));
+        let config = self.keys.borrow().client(self.patience).map_err(|error| error.to_string())?;
+        let connecting = self.endpoint.connect_with(config, address, &unit_name(unit));
         let connecting = connecting.map_err(|error| error.to_string())?;
         match timeout(DIAL, connecting).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),

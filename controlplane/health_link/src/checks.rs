@@ -1,7 +1,19 @@
 //! HAProxy's agent-check, answered from the cache: a balancer that is not ours learns what hosts say.
 //!
-//! The question is a line `HOST/APPLICATION`, both numbers (`agent-send "7/1\n"`). The answer: `ready up N%` with the free part of the
-//! capacity, `drain`, `maint` (inactive), `down`; nothing at all about a host that was not heard so far.
+//! The question is a line `HOST/APPLICATION`, both numbers (`agent-send "7/1\n"`). The answer sets the administrative state, the
+//! operating state and the weight, so that whatever was said before is taken back:
+//!
+//! | the row | the answer |
+//! |---|---|
+//! | active, healthy or unknown | `ready up N%`: N is its free capacity (at least 1), so every `server` line has `weight 100` |
+//! | draining | `drain up N%`, or `drain fail #failing` |
+//! | inactive | `maint` |
+//! | failing | `ready fail #failing` |
+//! | its host is silent, or has no such row | `ready down #silent`, `ready down #no such application` |
+//! | its host said goodbye | `ready stopped #goodbye` |
+//!
+//! Nothing at all is said about a host that was not heard so far: HAProxy keeps what it has. The blank before `#` is needed and the word is
+//! `fail`, whatever HAProxy's manual says (tried with 2.6).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use weir_health_load::{Directive, Health};
-use weir_health_protocol::{CachedHost, Presence, UnitEnd};
+use weir_health_protocol::{Presence, Status, UnitEnd};
 use weir_identity::{ApplicationId, HostId};
 
 use crate::listener::Cache;
@@ -84,21 +96,20 @@ fn question(line: &str) -> Option<(HostId, ApplicationId)> {
 
 fn answer(end: &UnitEnd, host: HostId, application: ApplicationId) -> Option<String> {
     let cached = end.host(host)?;
-    let row = |cached: &CachedHost| cached.table().row(application).map(|row| (row.status, row.directives.target));
-    Some(match (cached.presence(), row(cached)) {
+    let row = cached.table().row(application);
+    let state = match (cached.presence(), row.map(|row| row.status)) {
         (Presence::Expected, _) => return None,
-        (Presence::Silent, _) => "down#silent\n".to_owned(),
-        (Presence::Gone, _) => "down#goodbye\n".to_owned(),
-        (Presence::Live, None) => "down#no such application\n".to_owned(),
-        (Presence::Live, Some((_, Directive::Inactive))) => "maint\n".to_owned(),
-        (Presence::Live, Some((_, Directive::Draining))) => "drain\n".to_owned(),
-        (Presence::Live, Some((status, Directive::Active))) => match status.health {
-            Health::Failing => "ready down#failing\n".to_owned(),
-            Health::Healthy | Health::Unknown => {
-                let part = u32::from(status.free()) * 100 / u32::from(status.capacity.max(1));
-                format!("ready up {}%\n", part.max(1))
-            }
-        },
+        (Presence::Silent, _) => "down #silent".to_owned(),
+        (Presence::Gone, _) => "stopped #goodbye".to_owned(),
+        (Presence::Live, None) => "down #no such application".to_owned(),
+        (Presence::Live, Some(Status { health: Health::Failing, .. })) => "fail #failing".to_owned(),
+        (Presence::Live, Some(status)) => format!("up {}%", status.free().max(1)),
+    };
+    let directive = row.filter(|_| cached.presence() == Presence::Live).map(|row| row.directives.target);
+    Some(match directive {
+        Some(Directive::Inactive) => "maint\n".to_owned(),
+        Some(Directive::Draining) => format!("drain {state}\n"),
+        Some(Directive::Active) | None => format!("ready {state}\n"),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use weir_health_protocol::Rank;
 use weir_identity::{Incarnation, Moment};
 
 /// Time since the driver began, and its name among all lives.
@@ -26,14 +27,14 @@ impl Clock {
     }
 }
 
-/// A number for this life of a host: milliseconds since 1970, and chance.
+/// A number for this life of a source for a host: its rank, milliseconds since 1970, and chance.
 #[must_use]
-pub fn new_life() -> Incarnation {
+pub fn new_life(rank: Rank) -> Incarnation {
     use std::hash::{BuildHasher, RandomState};
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let bits = weir_health_protocol::LIFE_BITS;
     let chance = RandomState::new().hash_one(std::process::id()) & ((1 << bits) - 1);
-    Incarnation(u64::try_from(since.as_millis()).unwrap_or(0) << bits | chance)
+    rank.life(u64::try_from(since.as_millis()).unwrap_or(0) << bits | chance)
 }
 
 /// A driver that could not run for so long drops what has come in the meantime.

@@ -14,15 +14,17 @@ use weir_health_protocol::{GroupEnd, To, ToUnit};
 use weir_identity::{HostId, Moment};
 
 use crate::agent::{AgentError, GroupPlan};
-use crate::keys::{Keys, Patience, host_name};
+use crate::keys::{Patience, host_name};
 use crate::link::{LinkEnd, Report, serve};
-use crate::listener::accept;
+use crate::listener::{accept, renew};
+use crate::renewal::CurrentKeys;
 
 /// An agent's links to other hosts of its group.
 pub(crate) struct GroupLinks {
     plan: GroupPlan,
     endpoint: Endpoint,
-    config: ClientConfig,
+    keys: CurrentKeys,
+    patience: Patience,
     next: Arc<AtomicU64>,
     reports: mpsc::Sender<Report>,
     links: BTreeMap<u64, Link>,
@@ -41,24 +43,27 @@ impl GroupLinks {
     pub(crate) fn new(
         plan: GroupPlan,
         interval: Duration,
-        keys: &Keys,
+        keys: CurrentKeys,
         next: Arc<AtomicU64>,
         reports: mpsc::Sender<Report>,
     ) -> Result<GroupLinks, AgentError> {
-        if keys.names().member(&plan.group) != Some(plan.host) {
+        let own = keys.borrow().clone();
+        if own.names().member(&plan.group) != Some(plan.host) {
             return Err(AgentError::NotMember(plan.host, plan.group));
         }
         let address = plan.listen;
         let failed = |source| AgentError::Listen { address, source };
         let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
-        let endpoint = Endpoint::new(keys.endpoint(), Some(keys.server()?), socket, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(own.endpoint(), Some(own.server()?), socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.map_err(failed)?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone()));
+        tasks.spawn(renew(endpoint.clone(), keys.clone()));
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone(), keys.clone()));
         Ok(GroupLinks {
             plan,
             endpoint,
-            config: keys.client(Patience::heartbeat(interval))?,
+            keys,
+            patience: Patience::heartbeat(interval),
             next,
             reports,
             links: BTreeMap::new(),
@@ -148,10 +153,12 @@ impl GroupLinks {
         self.dialling.insert(peer);
         let link = self.next.fetch_add(1, Ordering::Relaxed);
         let (over, reports) = (self.over.0.clone(), self.reports.clone());
-        let dialling = dial(self.endpoint.clone(), self.config.clone(), address, peer);
+        let keys = self.keys.clone();
+        let config = keys.borrow().client(self.patience).map_err(|error| error.to_string());
+        let dialling = dial(self.endpoint.clone(), config, address, peer);
         self.tasks.spawn(async move {
             match dialling.await {
-                Ok(connection) => serve(link, connection, true, reports).await,
+                Ok(connection) => serve(link, connection, true, reports, keys).await,
                 Err(why) => tracing::debug!(%peer, %address, why, "no link to a host of the group"),
             }
             let _ = over.send(peer);
@@ -161,11 +168,11 @@ impl GroupLinks {
 
 async fn dial(
     endpoint: Endpoint,
-    config: ClientConfig,
+    config: Result<ClientConfig, String>,
     address: SocketAddr,
     peer: HostId,
 ) -> Result<quinn::Connection, String> {
-    let connecting = endpoint.connect_with(config, address, &host_name(peer)).map_err(|error| error.to_string())?;
+    let connecting = endpoint.connect_with(config?, address, &host_name(peer)).map_err(|error| error.to_string())?;
     match timeout(DIAL, connecting).await {
         Ok(connected) => connected.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {DIAL:?}")),

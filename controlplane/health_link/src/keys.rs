@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +12,11 @@ use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportCo
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use thiserror::Error;
 use weir_health_protocol::Claims;
 use weir_identity::{HostId, UnitId};
@@ -49,8 +52,13 @@ pub struct Keys {
     key: Arc<PrivateKeyDer<'static>>,
     roots: Arc<RootCertStore>,
     revoked: Vec<CertificateRevocationListDer<'static>>,
+    admission: Arc<dyn ClientCertVerifier>,
     names: Names,
+    directory: PathBuf,
 }
+
+/// What tells one state of the files from another: each one's inode, size and time of change.
+pub(crate) type Stamp = [Option<(u64, u64, i64, i64)>; FILES.len()];
 
 /// Why keys are of no use.
 #[derive(Debug, Error)]
@@ -66,6 +74,16 @@ pub enum KeysError {
     /// The parts do not fit together.
     #[error("certificate and key: {0}")]
     Tls(String),
+    /// A renewed certificate is another node's.
+    #[error("{path}: names {new:?}, but this node is {old:?}")]
+    Names {
+        /// Which file.
+        path: PathBuf,
+        /// Whom it names.
+        new: Box<Names>,
+        /// Whom it named when the node started.
+        old: Box<Names>,
+    },
 }
 
 impl fmt::Debug for Keys {
@@ -106,7 +124,37 @@ impl Keys {
             Vec::new()
         };
         let names = names(&chain[0]);
-        Ok(Keys { chain, key: Arc::new(key), roots: Arc::new(roots), revoked, names })
+        let roots = Arc::new(roots);
+        let admission = admission(&roots, &revoked)?;
+        Ok(Keys { chain, key: Arc::new(key), roots, revoked, admission, names, directory: directory.to_owned() })
+    }
+
+    /// Reads the files again.
+    ///
+    /// # Errors
+    /// A file is missing or not what it should be, they do not fit together (a copy may be under way), or they are another node's.
+    pub(crate) fn again(&self) -> Result<Keys, KeysError> {
+        let keys = Keys::load(&self.directory)?;
+        if keys.names.unit != self.names.unit || !keys.names.hosts.is_superset(&self.names.hosts) {
+            let path = self.directory.join("node.pem");
+            let (new, old) = (Box::new(keys.names), Box::new(self.names.clone()));
+            return Err(KeysError::Names { path, new, old });
+        }
+        keys.client(Patience::UNITS)?;
+        Ok(keys)
+    }
+
+    /// What the files are like now.
+    pub(crate) fn stamp(&self) -> Stamp {
+        FILES.map(|file| {
+            let known = std::fs::metadata(self.directory.join(file)).ok()?;
+            Some((known.ino(), known.size(), known.mtime(), known.mtime_nsec()))
+        })
+    }
+
+    /// Would a peer with this certificate be connected now?
+    pub(crate) fn admits(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.admission.verify_client_cert(certificate, &[], UnixTime::now()).is_ok()
     }
 
     /// Whom the node's own certificate names.
@@ -140,16 +188,10 @@ impl Keys {
     /// How to be connected to. Whoever connects says how soon its silence counts.
     pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
-            .with_crls(self.revoked.clone())
-            .only_check_end_entity_revocation()
-            .allow_unknown_revocation_status()
-            .build()
-            .map_err(|error| KeysError::Tls(error.to_string()))?;
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| KeysError::Tls(error.to_string()))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&self.admission))
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| KeysError::Tls(error.to_string()))?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -229,6 +271,19 @@ impl Patience {
     }
 }
 
+fn admission(
+    roots: &Arc<RootCertStore>,
+    revoked: &[CertificateRevocationListDer<'static>],
+) -> Result<Arc<dyn ClientCertVerifier>, KeysError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
+        .with_crls(revoked.iter().cloned())
+        .only_check_end_entity_revocation()
+        .allow_unknown_revocation_status()
+        .build()
+        .map_err(|error| KeysError::Tls(error.to_string()))
+}
+
 fn transport(patience: Patience) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = VarInt::from_u64(u64::try_from(patience.idle.as_millis()).unwrap_or(u64::MAX)).unwrap_or(VarInt::MAX);
@@ -243,6 +298,8 @@ fn transport(patience: Patience) -> TransportConfig {
     transport
 }
 
+/// A node's files; the last may be missing.
+const FILES: [&str; 4] = ["authority.pem", "node.pem", "node.key", "revoked.pem"];
 const HOST_SUFFIX: &str = ".host.weir";
 const GROUP_SUFFIX: &str = ".group.weir";
 const UNIT_SUFFIX: &str = ".unit.weir";

@@ -13,6 +13,9 @@
 //!
 //! Connection ids and reset tokens
 //! are made from the node's key, so that a node that was killed and started again is noticed with the next packet.
+//!
+//! A node follows its files: a renewed certificate is shown with the next connection, and a peer whose certificate is revoked loses
+//! its connection within a second.
 
 #![forbid(unsafe_code)]
 
@@ -20,12 +23,15 @@ mod agent;
 mod checks;
 mod clock;
 mod group;
+mod http;
 mod keys;
 mod link;
 mod listener;
+mod renewal;
 
 pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};
 pub use checks::Checks;
 pub use clock::new_life;
+pub use http::Pages;
 pub use keys::{Keys, KeysError, Names, host_name, names, unit_name};
 pub use listener::{Cache, ListenError, ListenSettings, Listener};

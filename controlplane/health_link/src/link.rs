@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
 
 use crate::keys::{Names, names};
+use crate::renewal::{CurrentKeys, until_refused};
 
 /// What a connection says to the driver.
 #[derive(Debug)]
@@ -95,11 +96,18 @@ async fn watch(end: LinkEnd) -> ConnectionError {
 }
 
 /// Serves a connection until it ends. One that was dialled is `watched`.
-pub(crate) async fn serve(link: u64, connection: Connection, watched: bool, reports: mpsc::Sender<Report>) {
+pub(crate) async fn serve(
+    link: u64,
+    connection: Connection,
+    watched: bool,
+    reports: mpsc::Sender<Report>,
+    keys: CurrentKeys,
+) {
     let identity = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
-    let names = identity.and_then(|chain| chain.first().map(names)).unwrap_or_default();
+    let peer = identity.and_then(|chain| chain.first().cloned());
+    let names = peer.as_ref().map(names).unwrap_or_default();
     let (ordered, outgoing) = mpsc::channel(ORDERED_MAX);
     let watched = watched.then(Arc::default);
     let end = LinkEnd { connection: connection.clone(), ordered, watched };
@@ -132,6 +140,10 @@ pub(crate) async fn serve(link: u64, connection: Connection, watched: bool, repo
         end = receiving => end,
         end = datagrams => end,
         end = watching => Err(end),
+        () = until_refused(peer.as_ref(), keys) => {
+            tracing::warn!(link, "the peer's certificate is revoked or has expired");
+            Ok(())
+        }
     };
     let why = end.err().map_or_else(|| "the protocol was not kept".to_owned(), |error| error.to_string());
     tracing::debug!(link, %why, "link ends");

@@ -1,14 +1,14 @@
 //! The unit's driver: takes hosts' connections, keeps the consolidated cache, and passes on to other units.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{ClientConfig, Endpoint, Incoming, TokioRuntime};
-use tokio::sync::{Semaphore, mpsc, watch};
+use quinn::{Endpoint, Incoming, TokioRuntime};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
@@ -17,6 +17,7 @@ use weir_identity::{HostId, Moment, UnitId};
 use crate::clock::{Clock, SLEPT};
 use crate::keys::{Keys, KeysError, Patience, unit_name};
 use crate::link::{LinkEnd, Report, serve};
+use crate::renewal::{CurrentKeys, follow};
 
 /// Why a unit does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -103,12 +104,15 @@ impl Listener {
         let next = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(Arc::clone(&end), clock, incoming, told));
-        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone()));
-        let config = keys.client(Patience::UNITS)?;
+        keys.client(Patience::UNITS)?;
+        let (current, keys) = watch::channel(keys.clone());
+        tasks.spawn(follow(current, Arc::new(Notify::new())));
+        tasks.spawn(renew(endpoint.clone(), keys.clone()));
+        tasks.spawn(accept(endpoint.clone(), Arc::clone(&next), reports.clone(), keys.clone()));
         // Of two units the one with the lower number dials.
         for (peer, address) in settings.peers.into_iter().filter(|(peer, _)| *peer > unit) {
             let (endpoint, next) = (endpoint.clone(), Arc::clone(&next));
-            tasks.spawn(keep(endpoint, config.clone(), peer, address, next, reports.clone()));
+            tasks.spawn(keep(endpoint, keys.clone(), peer, address, next, reports.clone()));
         }
         Ok(Listener { cache: Cache { end, clock, changed }, address, _tasks: tasks })
     }
@@ -126,7 +130,18 @@ impl Listener {
     }
 }
 
-pub(crate) async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>) {
+/// New connections are shown the renewed certificate, and judged by the new list.
+pub(crate) async fn renew(endpoint: Endpoint, mut keys: CurrentKeys) {
+    while keys.changed().await.is_ok() {
+        let config = keys.borrow_and_update().server();
+        match config {
+            Ok(config) => endpoint.set_server_config(Some(config)),
+            Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
+        }
+    }
+}
+
+pub(crate) async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>, keys: CurrentKeys) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut links = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
@@ -144,12 +159,12 @@ pub(crate) async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mp
             continue;
         };
         let link = next.fetch_add(1, Ordering::Relaxed);
-        let reports = reports.clone();
+        let (reports, keys) = (reports.clone(), keys.clone());
         links.spawn(async move {
             let connected = shake_hands(incoming).await;
             drop(permit);
             if let Some(connection) = connected {
-                serve(link, connection, false, reports).await;
+                serve(link, connection, false, reports, keys).await;
             }
         });
         while links.try_join_next().is_some() {}
@@ -169,17 +184,19 @@ async fn shake_hands(incoming: Incoming) -> Option<quinn::Connection> {
 
 async fn keep(
     endpoint: Endpoint,
-    config: ClientConfig,
+    keys: CurrentKeys,
     peer: UnitId,
     address: SocketAddr,
     next: Arc<AtomicU64>,
     reports: mpsc::Sender<Report>,
 ) {
     loop {
-        if let Ok(connecting) = endpoint.connect_with(config.clone(), address, &unit_name(peer))
+        let config = keys.borrow().client(Patience::UNITS);
+        if let Ok(config) = config
+            && let Ok(connecting) = endpoint.connect_with(config, address, &unit_name(peer))
             && let Ok(Ok(connection)) = timeout(HANDSHAKE, connecting).await
         {
-            serve(next.fetch_add(1, Ordering::Relaxed), connection, true, reports.clone()).await;
+            serve(next.fetch_add(1, Ordering::Relaxed), connection, true, reports.clone(), keys.clone()).await;
         }
         sleep(Duration::from_millis(200)).await;
     }
@@ -193,8 +210,10 @@ struct Link {
 
 async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Receiver<Report>, told: watch::Sender<u64>) {
     let mut links: BTreeMap<u64, Link> = BTreeMap::new();
-    let mut ways: BTreeMap<Way, u64> = BTreeMap::new();
+    // Two proxies may speak for one host: what is for it goes to both, and each knows whether it is meant.
+    let mut ways: BTreeSet<(Way, u64)> = BTreeSet::new();
     let mut of_one: BTreeMap<HostId, VecDeque<u64>> = BTreeMap::new();
+    let mut generation = 0;
     let mut batch = Vec::with_capacity(BATCH);
     let mut last = clock.now();
     loop {
@@ -206,11 +225,13 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                     Peer::Host(host) => Way::Host(host),
                     Peer::Unit(unit) => Way::Unit(unit),
                 };
-                if let Some(link) = ways.get(&way).and_then(|link| links.get(link)) {
+                for link in ways.range((way, 0)..=(way, u64::MAX)).filter_map(|(_, link)| links.get(link)) {
                     link.end.send(&message);
                 }
             }
-            if !end.take_changes().is_empty() {
+            end.take_changes();
+            if generation != end.generation() {
+                generation = end.generation();
                 told.send_modify(|generation| *generation += 1);
             }
             end.poll_timeout()
@@ -243,11 +264,12 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                     }
                     ways.extend(names.hosts.iter().map(|host| (Way::Host(*host), link)));
                     if let Some(unit) = names.unit {
-                        ways.insert(Way::Unit(unit), link);
+                        ways.insert((Way::Unit(unit), link));
                         end.handle_unit_up(unit, now);
                     }
                     tracing::debug!(unit = ?names.unit, hosts = ?names.hosts, "linked");
                     let claims = names.claims();
+                    end.handle_host_up(&claims);
                     links.insert(link, Link { unit: names.unit, claims, end: link_end });
                 }
                 Report::Message { link, message } => {
@@ -270,11 +292,12 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                         }
                     }
                     // Those that have another way by now keep it.
-                    ways.retain(|_, way| *way != link);
-                    let is_over = |host: &HostId| !ways.contains_key(&Way::Host(*host));
+                    ways.retain(|(_, way)| *way != link);
+                    let has_way = |way: Way| ways.range((way, 0)..=(way, u64::MAX)).next().is_some();
+                    let is_over = |host: &HostId| !has_way(Way::Host(*host));
                     let hosts = gone.claims.hosts.into_iter().filter(is_over).collect();
                     end.handle_host_down(&Claims { hosts, vouches: Vec::new() });
-                    if let Some(unit) = gone.unit.filter(|unit| !ways.contains_key(&Way::Unit(*unit))) {
+                    if let Some(unit) = gone.unit.filter(|unit| !has_way(Way::Unit(*unit))) {
                         end.handle_unit_down(unit, now);
                     }
                 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use weir_health_link::{Agent, Cache, Checks, GroupPlan, Keys, ListenError, ListenSettings, Listener};
+use weir_health_link::{Agent, Cache, GroupPlan, Keys, ListenError, ListenSettings, Listener};
 use weir_health_load::{Directive, Health};
 use weir_health_protocol::{CachedHost, HostSettings, Identity, Presence, Role, Status, UnitSettings};
 use weir_identity::{ApplicationId, HostId, Incarnation, UnitId};
@@ -178,81 +178,6 @@ async fn strangers_and_the_revoked_are_kept_out() {
     // A certificate for host 7 does not speak for host 8.
     let settings = vec![HostSettings::new(HostId(8))];
     assert!(Agent::spawn(settings, BTreeMap::from([(UnitId(1), unit.address())]), &cluster.host()).is_err());
-}
-
-/// A real HAProxy, which ends with its value.
-struct HaProxy {
-    process: std::process::Child,
-    directory: tempfile::TempDir,
-}
-
-impl HaProxy {
-    fn start(checks: SocketAddr) -> HaProxy {
-        let directory = tempfile::tempdir().unwrap();
-        let folder = directory.path().display();
-        let config = format!(
-            "global\n  stats socket {folder}/stats.sock\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n\
-             backend web\n  balance leastconn\n  server h7 127.0.0.1:9 weight 100 agent-check agent-addr {} agent-port {} agent-inter 100ms agent-send \"7/1\\n\"\n\
-             listen unused\n  bind unix@{folder}/unused.sock\n  server h7 127.0.0.1:9\n",
-            checks.ip(),
-            checks.port()
-        );
-        std::fs::write(directory.path().join("haproxy.cfg"), config).unwrap();
-        let mut command = std::process::Command::new("haproxy");
-        command.arg("-db").arg("-f").arg(directory.path().join("haproxy.cfg"));
-        HaProxy { process: command.spawn().unwrap(), directory }
-    }
-
-    /// Status and weight of the server.
-    fn server(&self) -> Option<(String, String)> {
-        use std::io::{Read, Write};
-        let mut socket = std::os::unix::net::UnixStream::connect(self.directory.path().join("stats.sock")).ok()?;
-        socket.write_all(b"show stat\n").ok()?;
-        let mut text = String::new();
-        socket.read_to_string(&mut text).ok()?;
-        let row = text.lines().find(|line| line.starts_with("web,h7,"))?;
-        let fields: Vec<&str> = row.split(',').collect();
-        Some((fields[17].to_owned(), fields[18].to_owned()))
-    }
-
-    async fn until(&self, status: &str, weight: &str) {
-        let begun = Instant::now();
-        loop {
-            let server = self.server();
-            if server.as_ref().is_some_and(|known| known.0.starts_with(status) && known.1 == weight) {
-                return;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(20), "never {status} {weight}: {server:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for HaProxy {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn haproxy_does_what_agents_say() {
-    let cluster = Cluster::new();
-    let unit = cluster.listen(1, loopback(), &[]).unwrap();
-    let checks = Checks::spawn(loopback(), unit.cache()).await.unwrap();
-    let agent = agent(&cluster.host(), &[(1, unit.address())]);
-    let haproxy = HaProxy::start(checks.address());
-    let load = |load| Status { health: Health::Healthy, load, capacity: 50 };
-    let say = |status| agent.with(HOST, |end, _| end.report(APPLICATION, status)).unwrap().unwrap();
-    let direct = |to| agent.with(HOST, |end, now| end.direct(APPLICATION, to, now)).unwrap().unwrap();
-    say(load(0));
-    haproxy.until("no check", "100").await;
-    say(load(20));
-    haproxy.until("no check", "60").await;
-    direct(Directive::Draining);
-    haproxy.until("DRAIN", "60").await;
-    direct(Directive::Active);
-    haproxy.until("no check", "60").await;
 }
 
 /// Five hosts of a group, and where they listen.

@@ -24,13 +24,19 @@ pub trait Allotments: Send {
     /// `Ready(None)`: no endpoint fits. `Pending`: the answer comes by [`Allotments::poll_answer`] with the same ticket.
     fn take(&mut self, request: Request, now: Moment) -> Poll<Option<EndpointId>>;
 
-    /// The next late answer, if there is one.
+    /// The next late answer, if there is one. To be asked now and then in any case: what began and ended is told to the handler then.
     fn poll_answer(&mut self, now: Moment) -> Option<(Ticket, Option<EndpointId>)>;
 
     /// Where an existing connection nobody remembers most probably is: consistent hash over active and draining endpoints.
     ///
     /// Consumes nothing; the same on every unit with the same standings.
     fn guess(&mut self, service: ServiceId, client: u64) -> Option<EndpointId>;
+
+    /// A connection of a service began at an endpoint, whoever chose it.
+    fn began(&mut self, _service: ServiceId, _endpoint: EndpointId) {}
+
+    /// A connection that [began](Allotments::began) is over, or is not known of any more.
+    fn ended(&mut self, _service: ServiceId, _endpoint: EndpointId) {}
 
     /// Whether an endpoint of a service can take more of a session that it has, which is not for want of health.
     fn is_fit(&mut self, _service: ServiceId, _endpoint: EndpointId) -> bool {

@@ -1,27 +1,34 @@
 //! Allotments within one classifier: a handler beside it, so that every answer comes at once.
 
 use std::task::Poll;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
 
 use crate::allotment::{Allotments, Request};
-use crate::handler::{Demand, Handler, fit};
+use crate::desk::{Desk, Ledger, SharedHandler};
+use crate::handler::{Demand, fit};
+use crate::least_connection::LeastConnection;
 use crate::maglev::Maglev;
 use crate::percentages::Percentages;
 use crate::standing::{Policy, Select, ServiceStanding, Standing};
 use crate::tokens::Tokens;
 
-/// One classifier's allotments, granted by a [`Handler`] of its own.
+/// One classifier's allotments, granted by a [`Handler`](crate::Handler) of its own or one that the unit's classifiers share.
 ///
-/// Taking allocates nothing once an allotment of each size has been seen, and costs at most the logarithm of the number of endpoints.
+/// Taking allocates nothing once an allotment of each size has been seen (but for least-connection's tree), and costs at most the logarithm
+/// of the number of endpoints.
 #[derive(Debug)]
 pub struct LocalAllotments {
     rotation: u32,
-    handler: Handler,
+    desk: Desk,
     books: HashMap<ServiceId, Book>,
     /// Counts updates, to find the services that are no more.
     round: u64,
+    /// When the handler was told of connections, and whether there are new ones.
+    told: Moment,
+    news: bool,
 }
 
 /// What a classifier keeps of one service.
@@ -30,6 +37,7 @@ struct Book {
     policy: Policy,
     scheme: Scheme,
     standings: Vec<Standing>,
+    ledger: Ledger,
     /// Built when it is first needed.
     existing: Option<Maglev>,
     round: u64,
@@ -38,7 +46,9 @@ struct Book {
 #[derive(Debug)]
 enum Scheme {
     Tokens(Tokens),
+    /// Round-robin as well: its parts do not change with the load.
     Percentages(Percentages),
+    LeastConnection(LeastConnection),
     Hash(Maglev),
 }
 
@@ -46,13 +56,25 @@ impl LocalAllotments {
     /// Allotments of the classifier number `rotation`: each classifier (of all units) should have its own.
     #[must_use]
     pub fn new(rotation: u32) -> Self {
-        LocalAllotments { rotation, handler: Handler::new(), books: HashMap::new(), round: 0 }
+        Self::with(rotation, None)
+    }
+
+    /// The same from a handler that others ask, too, and that is told by somebody else what is known: before [`LocalAllotments::update`].
+    #[must_use]
+    pub fn sharing(rotation: u32, handler: SharedHandler) -> Self {
+        Self::with(rotation, Some(handler))
+    }
+
+    fn with(rotation: u32, handler: Option<SharedHandler>) -> Self {
+        let desk = Desk::new(handler);
+        LocalAllotments { rotation, desk, books: HashMap::new(), round: 0, told: Moment(0), news: false }
     }
 
     /// Takes what is now known of all services; a service that is not among them is forgotten.
     ///
     /// A change in what fits, in a weight or in the policy voids the service's allotment: an endpoint that is no longer fit loses its
-    /// tokens at once, one that has become fit gets some with the next grant. Other services keep what they have left.
+    /// tokens at once, one that has become fit gets some with the next grant. Other services keep what they have left. Load alone voids no
+    /// tokens: there are never more than what was free.
     pub fn update(&mut self, services: &[ServiceStanding]) {
         self.round += 1;
         for known in services {
@@ -60,8 +82,8 @@ impl LocalAllotments {
         }
         self.books.retain(|service, book| {
             let stays = book.round == self.round;
-            if !stays {
-                self.handler.remove(*service);
+            if !stays && !self.desk.shared {
+                self.desk.lock().remove(*service);
             }
             stays
         });
@@ -75,6 +97,7 @@ impl LocalAllotments {
             policy: *policy,
             scheme: Scheme::new(policy, rotation),
             standings: Vec::new(),
+            ledger: Ledger::default(),
             existing: None,
             round: 0,
         });
@@ -88,25 +111,40 @@ impl LocalAllotments {
         if !existing(&book.standings).eq(existing(standings)) || book.standings.len() != standings.len() {
             book.existing = None;
         }
+        // What is left has to be given back under the standings it was granted by; a change that does not concern it leaves it.
+        let voids = book.policy != *policy
+            || !weights(policy.select, &book.standings).eq(weights(policy.select, standings))
+            || book.standings.len() != standings.len();
+        if let (Scheme::Tokens(tokens), true) = (&mut book.scheme, voids) {
+            tokens.void(demand, &mut self.desk.lock());
+        }
+        if !self.desk.shared {
+            self.desk.lock().update(known);
+        }
         book.policy = *policy;
         book.standings.clone_from(standings);
-        // What is left has to be given back under the standings it was granted by; a change that does not concern it leaves it.
-        if !self.handler.would_change(known) {
-            return;
-        }
-        if let Scheme::Tokens(tokens) = &mut book.scheme {
-            tokens.void(demand, &mut self.handler);
-        }
-        self.handler.update(known);
-        match &mut book.scheme {
-            Scheme::Tokens(_) => {}
-            Scheme::Percentages(percentages) => percentages.void(),
-            Scheme::Hash(table) => *table = fitting(standings),
+        if voids {
+            match &mut book.scheme {
+                Scheme::Tokens(_) => {}
+                Scheme::Percentages(percentages) => percentages.void(),
+                Scheme::LeastConnection(least) => least.rebuild(fit(standings), &book.ledger, rotation),
+                Scheme::Hash(table) => *table = fitting(standings),
+            }
         }
     }
 
     fn demand(&self, service: ServiceId) -> Demand {
         Demand { service, tokens: 0, rotation: self.rotation }
+    }
+
+    /// Tells the handler of connections that began and ended; if it is busy, another time.
+    fn tell(&mut self, now: Moment) {
+        let Some(mut handler) = self.desk.try_lock() else { return };
+        for (service, book) in &mut self.books {
+            let demand = Demand { service: *service, tokens: 0, rotation: self.rotation };
+            book.ledger.tell(&mut handler, demand, now);
+        }
+        (self.told, self.news) = (now, false);
     }
 }
 
@@ -115,8 +153,9 @@ impl Allotments for LocalAllotments {
         let demand = self.demand(request.service);
         let Some(book) = self.books.get_mut(&request.service) else { return Poll::Ready(None) };
         Poll::Ready(match &mut book.scheme {
-            Scheme::Tokens(tokens) => tokens.take(demand, request.avoid, &mut self.handler, now),
-            Scheme::Percentages(percentages) => percentages.take(demand, request.avoid, &mut self.handler, now),
+            Scheme::Tokens(tokens) => tokens.take(demand, request.avoid, (&self.desk, &mut book.ledger), now),
+            Scheme::Percentages(percentages) => percentages.take(demand, request.avoid, &self.desk, now),
+            Scheme::LeastConnection(least) => least.take(request.avoid),
             Scheme::Hash(table) => match request.avoid {
                 Some(avoid) => table.lookup_avoiding(request.client, avoid),
                 None => table.lookup(request.client),
@@ -124,7 +163,10 @@ impl Allotments for LocalAllotments {
         })
     }
 
-    fn poll_answer(&mut self, _now: Moment) -> Option<(Ticket, Option<EndpointId>)> {
+    fn poll_answer(&mut self, now: Moment) -> Option<(Ticket, Option<EndpointId>)> {
+        if self.news && now.since(self.told) >= TOLD_EVERY {
+            self.tell(now);
+        }
         None
     }
 
@@ -137,16 +179,46 @@ impl Allotments for LocalAllotments {
         });
         table.lookup(client)
     }
+
+    fn began(&mut self, service: ServiceId, endpoint: EndpointId) {
+        if let Some(book) = self.books.get_mut(&service) {
+            let live = book.ledger.begin(endpoint);
+            book.counted(endpoint, live);
+            self.news = true;
+        }
+    }
+
+    fn ended(&mut self, service: ServiceId, endpoint: EndpointId) {
+        if let Some(book) = self.books.get_mut(&service) {
+            let live = book.ledger.end(endpoint);
+            book.counted(endpoint, live);
+            self.news = true;
+        }
+    }
+}
+
+impl Book {
+    fn counted(&mut self, endpoint: EndpointId, live: u32) {
+        if let Scheme::LeastConnection(least) = &mut self.scheme {
+            least.count(endpoint, live);
+        }
+    }
 }
 
 impl Scheme {
     fn new(policy: &Policy, rotation: u32) -> Scheme {
         match policy.select {
             Select::Tokens => Scheme::Tokens(Tokens::new(policy.take, rotation)),
-            Select::Percentages => Scheme::Percentages(Percentages::new(rotation)),
+            Select::Percentages | Select::RoundRobin => Scheme::Percentages(Percentages::new(rotation)),
+            Select::LeastConnection => Scheme::LeastConnection(LeastConnection::default()),
             Select::Hash => Scheme::Hash(Maglev::default()),
         }
     }
+}
+
+/// What an allotment depends on.
+fn weights(select: Select, standings: &[Standing]) -> impl Iterator<Item = (EndpointId, u32)> {
+    fit(standings).map(move |standing| (standing.endpoint, standing.weight(select)))
 }
 
 /// The table of those that get new connections.
@@ -163,10 +235,13 @@ fn existing(standings: &[Standing]) -> impl Iterator<Item = (u64, u32, EndpointI
     standings.iter().filter(fits).map(|s| (s.stable, s.capacity.max(1), s.endpoint))
 }
 
+/// How often the handler is told of connections if no allotment is asked for.
+const TOLD_EVERY: Duration = Duration::from_millis(5);
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use proptest::prelude::*;
 
@@ -432,7 +507,7 @@ mod tests {
         ) {
             let policy = Policy { tokens, ..scheme(Select::Tokens, order) };
             let mut allotments = with(policy, &capacities);
-            let mut handler = Handler::new();
+            let mut handler = crate::handler::Handler::new();
             handler.update(&service(policy, &capacities));
             let mut allotment = crate::handler::Allotment::default();
             let mut naive = Naive { take: order, left: Vec::new(), last: capacities.len() - 1 };

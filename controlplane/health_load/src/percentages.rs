@@ -1,4 +1,4 @@
-//! The percentage scheme at the classifier: each endpoint's part of all connections, kept smoothly and without chance.
+//! The percentage scheme at the classifier: each endpoint's part of all connections, kept smoothly and without chance. Round-robin, too.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,7 +6,8 @@ use std::collections::BinaryHeap;
 use hashbrown::HashMap;
 use weir_identity::{EndpointId, Moment};
 
-use crate::handler::{Allotment, Demand, Handler, Share, ranks};
+use crate::desk::Desk;
+use crate::handler::{Allotment, Demand, Share, ranks};
 
 /// A percentage allotment of one service, with the running record of whom it served.
 ///
@@ -49,11 +50,11 @@ impl Percentages {
         &mut self,
         demand: Demand,
         avoid: Option<EndpointId>,
-        handler: &mut Handler,
+        desk: &Desk,
         now: Moment,
     ) -> Option<EndpointId> {
         if self.allotment.shares.is_empty() || self.allotment.is_void(now) {
-            self.renew(demand, handler, now);
+            self.renew(demand, desk, now);
         }
         let mut turn = self.turns.pop()?.0;
         if Some(turn.endpoint) == avoid
@@ -77,8 +78,8 @@ impl Percentages {
         self.stale = true;
     }
 
-    fn renew(&mut self, demand: Demand, handler: &mut Handler, now: Moment) {
-        handler.grant(demand, now, &mut self.next);
+    fn renew(&mut self, demand: Demand, desk: &Desk, now: Moment) {
+        desk.lock().grant(demand, now, &mut self.next);
         std::mem::swap(&mut self.next, &mut self.allotment);
         if self.stale || self.next.shares != self.allotment.shares {
             self.stale = false;

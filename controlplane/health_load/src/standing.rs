@@ -41,10 +41,12 @@ pub struct Standing {
     pub endpoint: EndpointId,
     /// Its name for consistent hashing, the same on every unit: see [`stable_name`].
     pub stable: u64,
-    /// Its weight, 0–99: free capacity where load is known, else the configured capacity. 0 gets nothing new.
+    /// What it can take in all, 0–99: what its host says, else what is configured. 0 gets nothing new.
     ///
     /// Services that select by hash should have the configured one here: a changed weight moves clients.
     pub capacity: u32,
+    /// How much of that is in use, as its host said last; none if nobody says.
+    pub load: Option<u32>,
     /// What the operator wants of it.
     pub directive: Directive,
     /// Whether it serves.
@@ -58,6 +60,16 @@ impl Standing {
     #[must_use]
     pub fn fits_new(&self) -> bool {
         self.directive == Directive::Active && self.health != Health::Failing
+    }
+
+    /// Its weight for a scheme. Only percentages follow the load by it, and leave one that is full the least there is: with all of them
+    /// full, somebody has to.
+    #[must_use]
+    pub fn weight(&self, select: Select) -> u32 {
+        match (select, self.load) {
+            (Select::Percentages, Some(load)) if self.capacity > 0 => self.capacity.saturating_sub(load).max(1),
+            _ => self.capacity,
+        }
     }
 
     /// May existing connections go on there? Active or draining, whatever its health.
@@ -78,6 +90,10 @@ pub enum Select {
     Percentages,
     /// By consistent hashing of the client.
     Hash,
+    /// Each in turn, as often as its capacity says; load does not count.
+    RoundRobin,
+    /// The one with the fewest connections for its capacity, as the classifier counts them; load does not count.
+    LeastConnection,
 }
 
 /// Whose token is consumed next.
@@ -100,7 +116,8 @@ pub struct Policy {
     pub select: Select,
     /// The order in which tokens are consumed (token scheme).
     pub take: Take,
-    /// Tokens in one allotment (token scheme); at least one for each fit endpoint is granted.
+    /// Tokens in one allotment (token scheme). Where no host says its load, at least one for each fit endpoint is granted; where one does,
+    /// no more than there is free.
     pub tokens: u32,
     /// A token allotment older than this is void.
     pub max_age: Duration,
@@ -153,7 +170,7 @@ mod tests {
     use super::*;
 
     fn standing(directive: Directive, health: Health) -> Standing {
-        Standing { endpoint: EndpointId(0), stable: 0, capacity: 1, directive, health, backup: false }
+        Standing { endpoint: EndpointId(0), stable: 0, capacity: 1, load: None, directive, health, backup: false }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use weir_identity::{EndpointId, Moment};
 
+use crate::desk::{Desk, Ledger};
 use crate::handler::{Allotment, Demand, Handler, Share, ranks};
 use crate::standing::Take;
 
@@ -17,6 +18,8 @@ pub(crate) struct Tokens {
     rotation: u32,
     /// The place of each share among equals.
     ranks: Vec<usize>,
+    /// Who was last when there was no token.
+    last: usize,
 }
 
 /// Shares with tokens left, by index, whose turn comes as the service says.
@@ -37,39 +40,46 @@ impl Tokens {
             Take::RoundRobin => Order::RoundRobin { queue: VecDeque::new(), last: usize::MAX },
             Take::Linear => Order::Linear(VecDeque::new()),
         };
-        Tokens { allotment: Allotment::default(), order, rotation, ranks: Vec::new() }
+        Tokens { allotment: Allotment::default(), order, rotation, ranks: Vec::new(), last: 0 }
     }
 
-    /// Consumes a token; asks for a new allotment if there is none left or they are too old.
+    /// Consumes a token; asks for a new allotment if there is none left or they are too old. While the handler is busy with another
+    /// classifier, endpoints take turns.
     pub(crate) fn take(
         &mut self,
         demand: Demand,
         avoid: Option<EndpointId>,
-        handler: &mut Handler,
+        (desk, ledger): (&Desk, &mut Ledger),
         now: Moment,
     ) -> Option<EndpointId> {
         if self.allotment.shares.is_empty() || self.allotment.is_void(now) || self.order.is_empty() {
-            self.renew(demand, handler, now);
+            let renewed = self.renew(demand, (desk, ledger), now);
+            if !renewed {
+                return self.without_token(avoid);
+            }
         }
         if let Some(endpoint) = self.consume(avoid) {
             return Some(endpoint);
         }
         // Nothing fits, or only what is to be avoided has tokens left.
         let avoid = avoid.filter(|_| !self.allotment.shares.is_empty())?;
-        self.renew(demand, handler, now);
-        self.consume(Some(avoid)).or_else(|| self.without_token(avoid)).or_else(|| self.consume(None))
+        self.renew(demand, (desk, ledger), now);
+        self.consume(Some(avoid)).or_else(|| self.without_token(Some(avoid))).or_else(|| self.consume(None))
     }
 
     /// Gives back what is left.
     pub(crate) fn void(&mut self, demand: Demand, handler: &mut Handler) {
-        handler.settle(demand.service, &self.allotment);
+        handler.settle(demand, &self.allotment);
         self.allotment.clear();
         self.order.clear();
     }
 
-    fn renew(&mut self, demand: Demand, handler: &mut Handler, now: Moment) {
-        self.void(demand, handler);
-        handler.grant(demand, now, &mut self.allotment);
+    /// False if the handler is busy.
+    fn renew(&mut self, demand: Demand, (desk, ledger): (&Desk, &mut Ledger), now: Moment) -> bool {
+        if !desk.renew(demand, ledger, now, &mut self.allotment) {
+            return false;
+        }
+        self.order.clear();
         let shares = &self.allotment.shares;
         if self.ranks.len() != shares.len() {
             self.ranks = ranks(shares.len(), self.rotation).collect();
@@ -86,6 +96,7 @@ impl Tokens {
             }
             Order::Linear(queue) => queue.extend(in_turn(first)),
         }
+        true
     }
 
     /// Takes the next token of an endpoint other than `avoid`.
@@ -129,10 +140,12 @@ impl Tokens {
         Some(shares[i].endpoint)
     }
 
-    /// Another endpoint that fits, though so small that it got no token this time.
-    fn without_token(&self, avoid: EndpointId) -> Option<EndpointId> {
-        let others = self.allotment.shares.iter().zip(&self.ranks).filter(|(share, _)| share.endpoint != avoid);
-        others.min_by_key(|(_, rank)| **rank).map(|(share, _)| share.endpoint)
+    /// The next endpoint that fits, though it has no token.
+    fn without_token(&mut self, avoid: Option<EndpointId>) -> Option<EndpointId> {
+        let shares = &self.allotment.shares;
+        let others = (1..=shares.len()).map(|step| (self.last + step) % shares.len());
+        self.last = others.into_iter().find(|i| Some(shares[*i].endpoint) != avoid)?;
+        Some(shares[self.last].endpoint)
     }
 }
 

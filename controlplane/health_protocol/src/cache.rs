@@ -7,7 +7,9 @@ use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::message::Beat;
 use crate::planted::{Bug, planted};
+use crate::refusal::Refusal;
 use crate::row::{Operation, ROWS_MAX, Row};
+use crate::source::{self, Other, Others, Rank, Vouched};
 use crate::table::{Table, chunk};
 use crate::unit::{Origin, Peer};
 
@@ -35,8 +37,7 @@ pub struct CachedHost {
     pub(crate) incarnation: Incarnation,
     /// Of the latest heartbeat or goodbye.
     pub(crate) sequence: u64,
-    /// Of the latest heartbeat that each leader vouched for: what one says is measured by its own words only.
-    vouched: Vec<(HostId, u64)>,
+    vouched: Vouched,
     /// Generation, digest and number of rows in it.
     claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
@@ -48,7 +49,7 @@ pub struct CachedHost {
     pub(crate) presence: Presence,
     pub(crate) presence_since: Moment,
     pub(crate) heard: Moment,
-    /// There was a heartbeat: rows alone may be another unit's memory of the dead.
+    /// This life was heard itself: rows alone may be another unit's memory of the dead.
     beaten: bool,
     pub(crate) interval: Duration,
     pub(crate) doubt: Option<Doubt>,
@@ -61,6 +62,10 @@ pub struct CachedHost {
     pub(crate) timer: Option<Moment>,
     /// Earlier lives are told about this one no more often than that.
     pub(crate) stale_told: Option<Moment>,
+    /// Sources that do not count now.
+    pub(crate) others: Others,
+    /// Its presence or source is another since [`CachedHost::take_stirred`].
+    stirred: bool,
     /// Changed since [`CachedHost::take_changes`].
     changes: BTreeSet<ApplicationId>,
 }
@@ -91,7 +96,7 @@ impl CachedHost {
             since: BTreeMap::new(),
             incarnation: Incarnation(0),
             sequence: 0,
-            vouched: Vec::new(),
+            vouched: Vouched::default(),
             claim: None,
             right_at: 0,
             newest: 0,
@@ -107,6 +112,8 @@ impl CachedHost {
             name: None,
             timer: None,
             stale_told: None,
+            others: Others::default(),
+            stirred: true,
             changes: BTreeSet::new(),
         }
     }
@@ -135,7 +142,7 @@ impl CachedHost {
         self.since.get(&application).copied()
     }
 
-    /// The latest heartbeat's arrival.
+    /// The latest heartbeat's arrival; until the first, when it began to be waited for.
     #[must_use]
     pub fn heard(&self) -> Moment {
         self.heard
@@ -145,6 +152,12 @@ impl CachedHost {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// Who speaks for it now.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        Rank::of(self.incarnation)
     }
 
     /// Its DNS name, if it said one.
@@ -157,6 +170,12 @@ impl CachedHost {
     #[must_use]
     pub fn is_in_step(&self) -> bool {
         self.presence == Presence::Live && self.doubt.is_none() && self.latest.is_some()
+    }
+
+    /// Is it in step, and has no change overtaken the heartbeat? Only then the rows can be passed on as those of that generation.
+    pub(crate) fn is_whole(&self) -> bool {
+        let is = |(_, digest, rows)| self.table.digest() == digest && self.table.len() == usize::from(rows);
+        self.is_in_step() && self.latest.is_some_and(is)
     }
 
     /// Generation, digest and number of rows as the host last told them.
@@ -198,32 +217,102 @@ impl CachedHost {
 
     /// After so long without a heartbeat it is silent: three are missing, and the last is late.
     pub(crate) fn age_out(&self) -> Duration {
-        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { self.interval * 7 / 2 }
+        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { source::age_out(self.interval) }
     }
 
     /// Another life of the host begins: its old rows are good until they are replaced, but any version is newer.
     pub(crate) fn begin(&mut self, incarnation: Incarnation, now: Moment) {
+        self.step_down(incarnation);
         self.incarnation = incarnation;
+        self.stirred = true;
         if planted(Bug::OldRowsStay) {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
-        self.vouched.clear();
         (self.claim, self.beaten) = (None, false);
+        self.vouched.clear();
         self.tombstones.clear();
         self.table.forget_versions();
         if self.presence == Presence::Gone {
-            // It was the life before that said goodbye.
+            // It was another life that said goodbye; this one has as long to be heard as a host that is new.
+            self.heard = now;
             self.set_presence(Presence::Expected, now);
         }
         // There is nothing to wait for: no row change under way could make this right.
         self.doubt = Some(Doubt { since: now, ask_at: now, asked: 0 });
     }
 
+    /// One source ends to count, and another begins.
+    fn step_down(&mut self, next: Incarnation) {
+        let (before, rank) = (self.incarnation, Rank::of(next));
+        if before != Incarnation(0) && Rank::of(before) != rank {
+            let (sequence, interval) = (self.sequence, self.interval);
+            let heard = Some(self.heard).filter(|_| self.beaten && self.presence != Presence::Gone);
+            let (steady, direct, through) = (self.heard, self.direct, self.through);
+            let vouched = std::mem::take(&mut self.vouched);
+            let other = Other { incarnation: before, sequence, interval, vouched, heard, steady, direct, through };
+            self.others.put(other);
+            (self.direct, self.through) = (false, None);
+        }
+        self.others.take(rank);
+    }
+
+    /// The source that counts is silent: the best of the others takes its place, if one is heard.
+    pub(crate) fn replace_source(&mut self, now: Moment) -> bool {
+        self.others.best(now).is_some_and(|rank| self.count_on(rank, now))
+    }
+
+    /// A source of which something is known takes the place of the one that counts.
+    pub(crate) fn count_on(&mut self, rank: Rank, now: Moment) -> bool {
+        let Some(other) = self.others.take(rank) else { return false };
+        self.begin(other.incarnation, now);
+        (self.sequence, self.interval, self.vouched) = (other.sequence, other.interval, other.vouched);
+        (self.heard, self.beaten) = (other.heard.unwrap_or(now), other.heard.is_some());
+        (self.direct, self.through) = (other.direct, other.through);
+        true
+    }
+
+    /// A source that does not count is heard: does it from now on?
+    pub(crate) fn hear_other(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<(), Refusal> {
+        let steady = self.others.hear(origin, beat, now)?;
+        self.may_count(beat, steady)
+    }
+
+    /// A leader says that a source lives which does not count: does it from now on?
+    pub(crate) fn vouch_other(&mut self, voucher: HostId, beat: &Beat, now: Moment) -> Result<(), Refusal> {
+        let steady = self.others.vouch(voucher, beat, now)?;
+        self.may_count(beat, steady)
+    }
+
+    fn may_count(&self, beat: &Beat, steady: Duration) -> Result<(), Refusal> {
+        let takes = match (Rank::of(beat.incarnation) < self.rank(), self.presence) {
+            (true, Presence::Live) => steady >= self.age_out() * source::RETURNS_AFTER,
+            (true, _) | (false, Presence::Silent) => true,
+            (false, _) => false,
+        };
+        if takes { Ok(()) } else { Err(Refusal::Outranked(beat.host)) }
+    }
+
+    /// Is this the life of a source that does not count?
+    pub(crate) fn is_other(&self, life: Incarnation) -> bool {
+        self.incarnation != Incarnation(0) && Rank::of(life) != self.rank()
+    }
+
+    /// Is an earlier life to be told now that it is over?
+    pub(crate) fn tells_stale(&mut self, retry: Duration, now: Moment) -> bool {
+        let tells = self.stale_told.is_none_or(|told| now.since(told) >= retry);
+        if tells {
+            self.stale_told = Some(now);
+        }
+        tells
+    }
+
     /// Takes a heartbeat that is newer than all before.
     pub(crate) fn beat(&mut self, beat: &Beat, now: Moment) {
         self.sequence = beat.sequence;
         (self.heard, self.beaten) = (now, true);
+        // What a leader said, and nobody says any more, must not stand for ever. If it was true it will be said again.
+        self.claim = None;
         self.interval = beat.interval();
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);
@@ -233,11 +322,7 @@ impl CachedHost {
 
     /// Takes a leader's word. It stands in nobody's way: the host's own messages are measured only by each other.
     pub(crate) fn vouch(&mut self, voucher: HostId, beat: &Beat, grace: Duration, now: Moment) -> bool {
-        self.vouched.retain(|(known, _)| *known != voucher);
-        if self.vouched.len() >= VOUCHERS_MAX {
-            self.vouched.remove(0);
-        }
-        self.vouched.push((voucher, beat.sequence));
+        self.vouched.note(voucher, beat.sequence);
         (self.heard, self.beaten) = (now, true);
         self.interval = beat.interval();
         self.claim = Some((beat.generation, beat.digest, beat.rows));
@@ -246,12 +331,7 @@ impl CachedHost {
 
     /// The latest heartbeat that this leader vouched for.
     pub(crate) fn vouched(&self, voucher: HostId) -> u64 {
-        self.vouched.iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
-    }
-
-    /// Is it in a group?
-    pub(crate) fn is_vouched(&self) -> bool {
-        !self.vouched.is_empty()
+        self.vouched.latest(voucher)
     }
 
     /// Takes a change.
@@ -302,8 +382,9 @@ impl CachedHost {
         }
         for row in rows {
             let known = self.table.row(row.application);
+            // A row that was there at this generation was not deleted before it.
             let newer = known.is_some_and(|known| known.version > row.version)
-                || self.tombstones.get(&row.application).is_some_and(|deleted| *deleted > row.version);
+                || self.tombstones.get(&row.application).is_some_and(|deleted| *deleted > generation);
             if !newer && known != Some(row) {
                 self.put(row.clone(), now);
             }
@@ -316,32 +397,38 @@ impl CachedHost {
         Applied::Changed
     }
 
-    /// Is the copy right? Compares it with the latest heartbeat, unless changes have overtaken that: then
-    /// there is no saying, neither that it is right nor a doubt.
+    /// Is the copy right? Compares it with the latest heartbeat. If changes have overtaken that there is no saying: neither that it is
+    /// right, nor a doubt.
     pub(crate) fn check(&mut self, grace: Duration, now: Moment) -> bool {
         // A generation that the host itself has spoken of: the leader can tell what the table was like then.
         if let Some((generation, digest, rows)) = self.claim.filter(|(generation, ..)| *generation <= self.newest) {
             self.told(generation, digest, rows);
         }
-        let Some((generation, digest, rows)) = self.latest else { return false };
         let is = |digest: u64, rows: u16| self.table.digest() == digest && self.table.len() == usize::from(rows);
+        let unsaid = self.latest.is_none();
+        let unknown =
+            self.claim.is_some_and(|(claimed, digest, rows)| claimed > self.newest && (unsaid || !is(digest, rows)));
+        if unknown && !planted(Bug::DigestIgnored) {
+            self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
+        }
+        let Some((generation, digest, rows)) = self.latest else { return false };
         let equal = is(digest, rows);
-        let unknown = self.claim.is_some_and(|(claimed, digest, rows)| claimed > self.newest && !is(digest, rows));
-        if equal && !unknown || planted(Bug::DigestIgnored) {
+        let right = equal && !unknown || planted(Bug::DigestIgnored);
+        if right {
             self.doubt = None;
             self.right_at = self.right_at.max(generation);
             let right_at = self.right_at;
             self.tombstones.retain(|_, version| *version > right_at);
         }
-        if (!equal && generation >= self.newest || unknown) && !planted(Bug::DigestIgnored) {
+        if !equal && generation >= self.newest && !planted(Bug::DigestIgnored) {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
-        (equal || planted(Bug::DigestIgnored)) && self.doubt.is_none()
+        right
     }
 
     pub(crate) fn set_presence(&mut self, presence: Presence, now: Moment) {
         if self.presence != presence {
-            (self.presence, self.presence_since) = (presence, now);
+            (self.presence, self.presence_since, self.stirred) = (presence, now, true);
             self.changes.extend(self.table.rows().map(|row| row.application));
         }
     }
@@ -359,6 +446,11 @@ impl CachedHost {
     /// Rows that are others than at the last call.
     pub(crate) fn take_changes(&mut self) -> BTreeSet<ApplicationId> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Is its presence or source another than at the last call?
+    pub(crate) fn take_stirred(&mut self) -> bool {
+        std::mem::take(&mut self.stirred)
     }
 
     fn put(&mut self, row: Row, now: Moment) {
@@ -387,6 +479,3 @@ impl CachedHost {
         self.tombstones.insert(application, version);
     }
 }
-
-/// So many leaders' words are remembered.
-const VOUCHERS_MAX: usize = 64;

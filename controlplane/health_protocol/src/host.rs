@@ -10,6 +10,7 @@ use crate::message::{Beat, Body, Message, Postulate};
 use crate::planted::{Bug, planted};
 use crate::refusal::{Refusal, Refusals};
 use crate::row::{Directives, Identity, Operation, ROWS_MAX, Row, RowError, Status};
+use crate::source::Rank;
 use crate::table::{Table, chunk, chunk_bits};
 
 /// What a host's end is told at its start.
@@ -19,6 +20,8 @@ pub struct HostSettings {
     pub host: HostId,
     /// Its DNS name, told with every 30th heartbeat.
     pub name: Option<String>,
+    /// Which of several sources for this host it is; for [`HostEnd::new`] its life says so already.
+    pub rank: Rank,
     /// Time between heartbeats, 1 ms to 65 s.
     pub interval: Duration,
     /// How long after a change of directive units are asked whether they know, and how long until they are asked again.
@@ -32,7 +35,7 @@ impl HostSettings {
     #[must_use]
     pub fn new(host: HostId) -> Self {
         let (interval, postulate) = (Duration::from_secs(1), Duration::from_millis(50));
-        HostSettings { host, name: None, interval, postulate, grouped: false }
+        HostSettings { host, name: None, rank: Rank::default(), interval, postulate, grouped: false }
     }
 }
 
@@ -60,6 +63,7 @@ pub struct HostEnd {
     next_beat: Moment,
     beats: u64,
     gone: bool,
+    contest: Contest,
     out: VecDeque<ToUnit>,
     refusals: Refusals,
 }
@@ -88,6 +92,40 @@ struct Link {
     seen: Moment,
 }
 
+/// How often the life had to be raised above another one that units knew. A clock that went back needs that once; more often, and there is
+/// somebody else.
+#[derive(Debug, Default)]
+struct Contest {
+    raises: u32,
+    last: Moment,
+}
+
+impl Contest {
+    fn may_raise(&mut self, now: Moment) -> bool {
+        let passed = now.since(self.last);
+        if passed < self.wait() {
+            return false;
+        }
+        self.raises = if passed >= self.calm() { 1 } else { self.raises + 1 };
+        self.last = now;
+        true
+    }
+
+    /// Until it may be raised again.
+    fn wait(&self) -> Duration {
+        self.raises.checked_sub(Contest::FREE).map_or(Duration::ZERO, |more| Duration::from_secs(1 << more.min(9)))
+    }
+
+    /// After so long without there is nobody else (any more).
+    fn calm(&self) -> Duration {
+        2 * self.wait().max(Contest::FORGOTTEN)
+    }
+
+    /// So many raises are nothing unusual.
+    const FREE: u32 = 4;
+    const FORGOTTEN: Duration = Duration::from_secs(60);
+}
+
 impl HostEnd {
     /// An empty table. `incarnation` is greater than that of any earlier life, or units will say so; its lowest [`LIFE_BITS`] are random.
     #[must_use]
@@ -104,6 +142,7 @@ impl HostEnd {
             next_beat: now,
             beats: 0,
             gone: false,
+            contest: Contest::default(),
             out: VecDeque::new(),
             refusals: Refusals::default(),
         }
@@ -135,6 +174,12 @@ impl HostEnd {
     /// The units that count, and whether there is a link to them now.
     pub fn units(&self) -> impl Iterator<Item = (UnitId, bool)> {
         self.units.iter().map(|(unit, link)| (*unit, link.up))
+    }
+
+    /// Does another agent of the same rank seem to speak for the same host? They would take turns, more and more slowly.
+    #[must_use]
+    pub fn is_contested(&self, now: Moment) -> bool {
+        self.contest.raises >= Contest::FREE && now.since(self.contest.last) < self.contest.calm()
     }
 
     /// Has it said goodbye?
@@ -272,6 +317,9 @@ impl HostEnd {
         if message.host != self.settings.host {
             return Err(Refusal::WrongHost(message.host));
         }
+        if message.incarnation != Incarnation(0) && Rank::of(message.incarnation) != Rank::of(self.incarnation) {
+            return Err(Refusal::Outranked(message.host));
+        }
         let is_answer = matches!(message.body, Body::PostulateWrong { .. } | Body::PostulateRight { .. });
         if is_answer && message.incarnation != self.incarnation {
             // Versions begin anew with each life: an answer to an earlier one would seem to be one to this.
@@ -285,11 +333,15 @@ impl HostEnd {
             }
             Body::GetTable { unit, unit_incarnation, digests } => {
                 if message.incarnation > self.incarnation && !planted(Bug::LifeNotRaised) {
+                    if !self.contest.may_raise(now) {
+                        let (host, said, known) = (message.host, self.incarnation, message.incarnation);
+                        return Err(Refusal::Stale { host, said, known });
+                    }
                     // A clock went back: units would refuse this life for ever.
                     // Not only the next number: an even later life, unknown to that unit, could have taken it the same way.
                     let next = (message.incarnation.0 >> LIFE_BITS).saturating_add(1);
                     let own = self.incarnation.0 & ((1 << LIFE_BITS) - 1);
-                    self.incarnation = Incarnation(next << LIFE_BITS | own);
+                    self.incarnation = Rank::of(self.incarnation).life(next << LIFE_BITS | own);
                     self.beat(None, true);
                     return Ok(());
                 }

@@ -16,6 +16,10 @@
 //! A life of a host is an *incarnation*. A unit that knows a later one refuses messages of an earlier one, and says which it knows:
 //! a host whose clock went back takes the next number. Counters of earlier lives, late and repeated messages are refused and counted.
 //!
+//! # Several sources for one host
+//!
+//! A host may be spoken for by its own agent and by proxies; which of them counts is said at [`Rank`].
+//!
 //! # Units among themselves
 //!
 //! A host is linked to two units. Each tells the others what the host tells it directly, heartbeats several in one message; what came
@@ -66,6 +70,7 @@
 //! | 8 postulate right | unit (4), its incarnation (8), count (2), then *postulates* |
 //! | 9 group | length of the group's name (1, to 63) and the name, flags (1: bit 0 linked to a unit, bit 1 asks, bit 2 has a leader, bit 3 has a deputy), if so the leader (4), if so the deputy (4), members (2) |
 //!
+//! - A host's incarnation: 3 - rank (2 bits), milliseconds since 1970 when that life began (42 bits), chance (20 bits).
 //! - *beat*: host (4), incarnation (8), sequence (8), generation (8), digest (8), rows (2), interval in ms (2, not 0), flags (1: bit 0 pass
 //!   it on, bit 1 has a name, bit 2 vouched for by a leader, bit 3 and is leaving), if so the leader (4), and if there is one the length of the name (1) and the name.
 //! - *operation*: 1 and a *row*: it is there; 2, application (4), version (8), *state*: it is another; 3, application (4), version (8): it is gone.
@@ -89,6 +94,7 @@ mod relay;
 mod row;
 #[cfg(test)]
 mod simulator;
+mod source;
 mod table;
 mod unit;
 mod wire;
@@ -99,6 +105,7 @@ pub use host::{HostEnd, HostSettings, LIFE_BITS, ToUnit};
 pub use message::{Beat, Body, GroupView, Kind, Message, Postulate, Wrong};
 pub use refusal::{Refusal, Refusals};
 pub use row::{CAPACITY_MAX, DETAIL_MAX, Directives, Identity, Operation, ROWS_MAX, Row, RowError, Status};
+pub use source::Rank;
 pub use table::{CHUNK_BITS_MAX, Table, chunk, chunk_bits};
 pub use unit::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 pub use wire::{DecodeError, GROUP_MAX, MESSAGE_MAX, VERSION, decode, encode};

@@ -44,6 +44,9 @@ pub enum Refusal {
     /// It is about a host or row that is not known here.
     #[error("nothing is known here that it could change")]
     Unknown,
+    /// Another source speaks for the host now: a better one, or one that has not been silent.
+    #[error("another source speaks for host {0} now")]
+    Outranked(HostId),
     /// There are too many hosts already.
     #[error("no room for host {0}")]
     Full(HostId),
@@ -71,6 +74,8 @@ pub struct Refusals {
     pub unasked: u64,
     /// [`Refusal::Unknown`]
     pub unknown: u64,
+    /// [`Refusal::Outranked`]
+    pub outranked: u64,
     /// [`Refusal::Full`]
     pub full: u64,
     /// [`Refusal::Flood`]
@@ -89,6 +94,7 @@ impl Refusals {
             Refusal::Replayed { .. } => &mut self.replayed,
             Refusal::Unasked(_) => &mut self.unasked,
             Refusal::Unknown => &mut self.unknown,
+            Refusal::Outranked(_) => &mut self.outranked,
             Refusal::Full(_) => &mut self.full,
             Refusal::Flood => &mut self.flood,
         } += 1;
@@ -105,6 +111,7 @@ impl Refusals {
             ("replayed", self.replayed),
             ("unasked", self.unasked),
             ("unknown", self.unknown),
+            ("outranked", self.outranked),
             ("full", self.full),
             ("flood", self.flood),
         ]

@@ -13,6 +13,7 @@ use crate::planted::{Bug, planted};
 use crate::refusal::{Refusal, Refusals};
 use crate::relay::Relay;
 use crate::row::{Operation, ROWS_MAX, Row};
+use crate::source::Rank;
 use crate::table::{chunk, chunk_bits};
 use crate::wire::DecodeError;
 
@@ -74,6 +75,16 @@ pub enum Origin<'a> {
     Unit(UnitId),
 }
 
+impl Origin<'_> {
+    /// A unit passes on what it has taken.
+    fn may_speak_for(&self, host: HostId) -> bool {
+        match self {
+            Origin::Host(claims) => claims.hosts.contains(&host),
+            Origin::Unit(_) => true,
+        }
+    }
+}
+
 /// Where a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
@@ -93,6 +104,7 @@ pub struct UnitEnd {
     relay: Relay,
     out: VecDeque<(Peer, Message)>,
     changed: BTreeSet<(HostId, ApplicationId)>,
+    generation: u64,
     refusals: Refusals,
     beats: u64,
 }
@@ -109,6 +121,7 @@ impl UnitEnd {
             relay: Relay::default(),
             out: VecDeque::new(),
             changed: BTreeSet::new(),
+            generation: 0,
             refusals: Refusals::default(),
             beats: 0,
         }
@@ -125,6 +138,17 @@ impl UnitEnd {
         self.hosts.iter().map(|(host, cached)| (*host, cached))
     }
 
+    /// Whose cache it is, and which life of the unit.
+    #[must_use]
+    pub fn unit(&self) -> (UnitId, Incarnation) {
+        (self.settings.unit, self.settings.incarnation)
+    }
+
+    /// All applications that some host has.
+    pub fn applications(&self) -> impl Iterator<Item = ApplicationId> {
+        self.by_application.keys().copied()
+    }
+
     /// The rows of an application on all hosts.
     pub fn application(&self, application: ApplicationId) -> impl Iterator<Item = (HostId, &CachedHost, &Row)> {
         let hosts = self.by_application.get(&application).into_iter().flatten();
@@ -137,6 +161,12 @@ impl UnitEnd {
     /// Rows that were added, changed or deleted, or whose host came or went, since the last call.
     pub fn take_changes(&mut self) -> BTreeSet<(HostId, ApplicationId)> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Counts up with every change of a row, a host's presence or who speaks for it.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What was refused.
@@ -177,6 +207,15 @@ impl UnitEnd {
     /// The link to another unit is down, or there is none yet: a unit is told so of all others at its start.
     pub fn handle_unit_down(&mut self, unit: UnitId, now: Moment) {
         self.relay.unit_down(unit, now);
+    }
+
+    /// There is a link to the agent of these hosts. A member of a group may have nothing to say over it but what it is asked.
+    pub fn handle_host_up(&mut self, claims: &Claims) {
+        for host in &claims.hosts {
+            if let Some(cached) = self.hosts.get_mut(host) {
+                cached.direct = true;
+            }
+        }
     }
 
     /// The link to the agent of these hosts is down: they are silent when their heartbeats have been missing for long enough.
@@ -223,6 +262,7 @@ impl UnitEnd {
         if let Some(voucher) = voucher.filter(|_| !planted(Bug::VouchedIsSaid)) {
             return self.take_vouched(origin, voucher, beat, now);
         }
+        self.listen(origin, &beat, now)?;
         self.admit(origin, host, beat.incarnation, now)?;
         let grace = self.settings.grace;
         let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
@@ -254,14 +294,32 @@ impl UnitEnd {
         if let Origin::Unit(_) = origin {
             cached.hear(origin);
         }
+        if cached.is_other(beat.incarnation) {
+            let heard = cached.vouch_other(voucher, &beat, now);
+            if heard.is_ok() {
+                cached.count_on(Rank::of(beat.incarnation), now);
+            }
+            if let (Err(Refusal::Outranked(_)), Origin::Host(_)) = (heard, origin) {
+                self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                return heard;
+            }
+            heard?;
+        }
         if beat.incarnation != cached.incarnation || cached.presence == Presence::Gone {
             let (said, known) = (beat.incarnation, cached.incarnation);
             let told = cached.stale_told.is_some_and(|told| now.since(told) < self.settings.retry * VOUCHED_RETRY);
-            if said > known && !told {
+            // One that is earlier may be a host's whose clock went back, and has to learn of the later one.
+            if said != known && !told {
                 cached.stale_told = Some(now);
-                let attempt = u32::try_from(now.0 >> 9 & 0xffff).unwrap_or(0);
-                let way = cached.way(host, attempt, self.relay.other(host, attempt));
-                way.into_iter().for_each(|to| self.ask(host, to, known));
+                // Another one each second. The host may have a link to this unit that nothing has come through.
+                let attempt = u32::try_from(now.0 >> 10 & 0xffff).unwrap_or(0);
+                let way = cached.way(host, attempt / 2, self.relay.other(host, attempt / 2));
+                let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
+                self.ask(host, way, known);
+                if let Origin::Host(_) = origin {
+                    // The units that the host itself has links to may not know of this life, either.
+                    self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                }
             }
             self.schedule(host, now);
             return Err(Refusal::Stale { host, said, known });
@@ -313,6 +371,12 @@ impl UnitEnd {
             }
             Body::Goodbye | Body::RowChange { .. } | Body::Table { .. } | Body::Postulate(_) => {}
         }
+        if let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.is_other(*incarnation)) {
+            if let (Body::Goodbye, true) = (body, origin.may_speak_for(host)) {
+                cached.others.leave(*incarnation, sequence);
+            }
+            return Err(Refusal::Outranked(host));
+        }
         self.admit(origin, host, *incarnation, now)?;
         let grace = self.settings.grace;
         let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
@@ -362,6 +426,23 @@ impl UnitEnd {
         Ok(())
     }
 
+    /// A source that does not count is heard, and may count from now on; if not, the other units hear of it, too.
+    fn listen(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<(), Refusal> {
+        let retry = self.settings.retry;
+        let other = self.hosts.get_mut(&beat.host).filter(|cached| cached.is_other(beat.incarnation));
+        let Some(cached) = other.filter(|_| origin.may_speak_for(beat.host)) else { return Ok(()) };
+        let heard = cached.hear_other(origin, beat, now);
+        match (heard, origin) {
+            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.beats.push(beat.clone()),
+            (Err(Refusal::Stale { known, .. }), Origin::Host(_)) if cached.tells_stale(retry, now) => {
+                self.ask(beat.host, Peer::Host(beat.host), known);
+            }
+            (Ok(()), _) => cached.begin(beat.incarnation, now),
+            _ => {}
+        }
+        heard
+    }
+
     /// May the origin speak for this host, and is it the life that is known, or a later one?
     fn admit(
         &mut self,
@@ -370,9 +451,7 @@ impl UnitEnd {
         incarnation: Incarnation,
         now: Moment,
     ) -> Result<(), Refusal> {
-        if let Origin::Host(claims) = origin
-            && !claims.hosts.contains(&host)
-        {
+        if !origin.may_speak_for(host) {
             return Err(Refusal::WrongHost(host));
         }
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
@@ -384,8 +463,7 @@ impl UnitEnd {
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
             let known = cached.incarnation;
             // If it is no late message but a host whose clock went back, it learns here which life it has to exceed.
-            if cached.stale_told.is_none_or(|told| now.since(told) >= self.settings.retry) {
-                cached.stale_told = Some(now);
+            if cached.tells_stale(self.settings.retry, now) {
                 let to = match origin {
                     Origin::Host(_) => Peer::Host(host),
                     Origin::Unit(unit) => Peer::Unit(unit),
@@ -421,6 +499,9 @@ impl UnitEnd {
         let age_out = cached.age_out();
         let unheard = now.since(cached.heard) >= age_out;
         let unknown = cached.doubt.is_some_and(|doubt| now.since(doubt.since) >= age_out);
+        if cached.presence == Presence::Live && unheard && cached.replace_source(now) {
+            return;
+        }
         match cached.presence {
             Presence::Live if (unheard || unknown) => {
                 cached.set_presence(Presence::Silent, now);
@@ -493,7 +574,7 @@ impl UnitEnd {
             }
             return Ok(());
         }
-        if !cached.is_in_step() {
+        if !cached.is_whole() {
             return Err(Refusal::Unknown);
         }
         let bits = u8::try_from(digests.len().max(1).trailing_zeros()).unwrap_or(0);
@@ -535,7 +616,9 @@ impl UnitEnd {
             }
         }
         let age_out = cached.interval * 5;
-        let doubted = if cached.is_vouched() { cached.interval * DOUBTED_AFTER } else { Duration::ZERO };
+        // Other units may hear of a member of a group through its leader, whether this one does or not.
+        let grouped = matches!(origin, Origin::Host(claims) if claims.vouches_for(host));
+        let doubted = if grouped { cached.interval * DOUBTED_AFTER } else { Duration::ZERO };
         let incarnation = cached.incarnation;
         if !wrongs.is_empty() {
             let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
@@ -612,7 +695,11 @@ impl UnitEnd {
 
     fn collect_changes(&mut self, host: HostId) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
-        for application in cached.take_changes() {
+        let changes = cached.take_changes();
+        if cached.take_stirred() || !changes.is_empty() {
+            self.generation += 1;
+        }
+        for application in changes {
             if cached.table.row(application).is_some() {
                 self.by_application.entry(application).or_default().insert(host);
             } else if let Some(hosts) = self.by_application.get_mut(&application) {
@@ -631,3 +718,6 @@ impl UnitEnd {
 pub(crate) const BEATS_MAX: usize = 24;
 /// A life that only a leader speaks of is asked for that much less often.
 const VOUCHED_RETRY: u32 = 5;
+
+#[cfg(test)]
+mod tests;

@@ -3,8 +3,8 @@
 //! An [`Authority`] is a directory: `authority.pem` and `authority.key`, `revoked.pem` (the revocation list), and under `nodes/NAME` what a
 //! node is given as a whole: `authority.pem`, `node.pem`, `node.key`, `revoked.pem`, with `names` and `serials` as notes for the authority. A
 //! certificate names what its node may say: `7.host.weir` for each host, `1.unit.weir` for a unit, and `1-20.rack-3.group.weir` for a member of
-//! the group rack-3, who as its leader may say that the hosts 1 to 20 live. Nodes take a revocation list when they
-//! start; it goes to all of them as a file.
+//! the group rack-3, who as its leader may say that the hosts 1 to 20 live. Nodes follow their files: a renewed certificate or a longer
+//! revocation list counts within a second of its being there.
 
 #![forbid(unsafe_code)]
 

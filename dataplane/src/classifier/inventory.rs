@@ -1,9 +1,10 @@
 //! The classifier's inventory: the sessions it has decided or been told of, which is its unit's part of the session table.
 
 use weir_cpu::MapError;
+use weir_identity::EndpointId;
 
 use crate::flow::{FlowHash, Key};
-use crate::route_table::{IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
+use crate::route_table::{Action, Entry, IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// Sessions by flow, 64 bytes each for IPv4.
 ///
@@ -13,11 +14,20 @@ use crate::route_table::{IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, St
 pub(super) struct Inventory {
     v4: RouteTable<Slot4>,
     v6: RouteTable<Slot6>,
+    /// Connections that began or ended since they were asked for.
+    news: News,
 }
+
+/// Endpoints whose connections began (true) or ended.
+type News = Vec<(EndpointId, bool)>;
 
 impl Inventory {
     pub(super) fn new(capacity_v4: usize, capacity_v6: usize, hash: &FlowHash) -> Result<Self, MapError> {
-        Ok(Self { v4: RouteTable::new(capacity_v4, hash.clone())?, v6: RouteTable::new(capacity_v6, hash.clone())? })
+        Ok(Self {
+            v4: RouteTable::new(capacity_v4, hash.clone())?,
+            v6: RouteTable::new(capacity_v6, hash.clone())?,
+            news: News::new(),
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -35,8 +45,8 @@ impl Inventory {
     /// Remembers a session that a forwarder gets a route for; whether another one had to be forgotten for it.
     pub(super) fn put(&mut self, key: &Key, route: Route, now: u32) -> bool {
         match key {
-            Key::V4(key) => put(&mut self.v4, key, route, now),
-            Key::V6(key) => put(&mut self.v6, key, route, now),
+            Key::V4(key) => put(&mut self.v4, key, route, now, &mut self.news),
+            Key::V6(key) => put(&mut self.v6, key, route, now, &mut self.news),
         }
     }
 
@@ -66,6 +76,16 @@ impl Inventory {
         });
     }
 
+    /// The forwarder has completed the route's binding.
+    pub(super) fn bind(&mut self, key: &Key, bound: u64) {
+        self.change(key, |entry| {
+            let Route { action, state } = entry.route();
+            if let Action::Send { endpoint, mode, .. } = action {
+                entry.set_route(Route { action: Action::Send { endpoint, mode, value: bound }, state });
+            }
+        });
+    }
+
     /// One side has ended.
     pub(super) fn close(&mut self, key: &Key) {
         self.change(key, |entry| entry.set_state(State::Closing));
@@ -73,24 +93,39 @@ impl Inventory {
 
     pub(super) fn remove(&mut self, key: &Key) {
         match key {
-            Key::V4(key) => self.v4.find(key).into_iter().for_each(|index| self.v4.remove(index)),
-            Key::V6(key) => self.v6.find(key).into_iter().for_each(|index| self.v6.remove(index)),
+            Key::V4(key) => self.v4.find(key).into_iter().for_each(|index| remove(&mut self.v4, index, &mut self.news)),
+            Key::V6(key) => self.v6.find(key).into_iter().for_each(|index| remove(&mut self.v6, index, &mut self.news)),
         }
     }
 
     /// Forgets sessions without a route that are out of time, among the next `count` places.
     pub(super) fn sweep(&mut self, count: usize, now: u32, timeouts: &IdleTimeouts) {
-        self.v4.sweep(count, |_, entry| entry.flags() & ROUTED == 0 && entry.expired(now, timeouts));
-        self.v6.sweep(count, |_, entry| entry.flags() & ROUTED == 0 && entry.expired(now, timeouts));
+        let news = &mut self.news;
+        let mut gone = |entry: &Entry| {
+            let gone = entry.flags() & ROUTED == 0 && entry.expired(now, timeouts);
+            if gone {
+                tell(Some(entry.route()), None, news);
+            }
+            gone
+        };
+        self.v4.sweep(count, |_, entry| gone(entry));
+        self.v6.sweep(count, |_, entry| gone(entry));
     }
 
-    fn change(&mut self, key: &Key, change: impl FnOnce(&mut crate::route_table::Entry)) {
+    /// Connections that began or ended since the last call, by endpoint. A closing one has ended.
+    pub(super) fn news(&mut self) -> impl Iterator<Item = (EndpointId, bool)> + '_ {
+        self.news.drain(..)
+    }
+
+    fn change(&mut self, key: &Key, change: impl FnOnce(&mut Entry)) {
         let entry = match key {
             Key::V4(key) => self.v4.find(key).map(|index| self.v4.entry_mut(index)),
             Key::V6(key) => self.v6.find(key).map(|index| self.v6.entry_mut(index)),
         };
         if let Some(entry) = entry {
+            let before = entry.route();
             change(entry);
+            tell(Some(before), Some(entry.route()), &mut self.news);
         }
     }
 }
@@ -100,9 +135,28 @@ fn find<S: Slot>(table: &RouteTable<S>, key: &S::Key, now: u32, timeouts: &IdleT
     (entry.flags() & ROUTED != 0 || !entry.expired(now, timeouts)).then(|| entry.route())
 }
 
-fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32) -> bool {
+/// Notes what a change of a session means for its endpoint.
+fn tell(before: Option<Route>, after: Option<Route>, news: &mut News) {
+    let endpoint = |route: Option<Route>| match route?.action {
+        Action::Send { endpoint, .. } if !matches!(route?.state, State::Closing | State::Refused) => Some(endpoint),
+        _ => None,
+    };
+    let (before, after) = (endpoint(before), endpoint(after));
+    if before != after {
+        news.extend(before.map(|endpoint| (endpoint, false)));
+        news.extend(after.map(|endpoint| (endpoint, true)));
+    }
+}
+
+fn remove<S: Slot>(table: &mut RouteTable<S>, index: usize, news: &mut News) {
+    tell(Some(table.entry(index).route()), None, news);
+    table.remove(index);
+}
+
+fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32, news: &mut News) -> bool {
     if let Some(index) = table.find(key) {
         let entry = table.entry_mut(index);
+        tell(Some(entry.route()), Some(route), news);
         entry.set_route(route);
         entry.set_flags(ROUTED);
         entry.touch(now);
@@ -119,18 +173,19 @@ fn put<S: Slot>(table: &mut RouteTable<S>, key: &S::Key, route: Route, now: u32)
             }
         }
         if let Some((index, _)) = victim {
-            table.remove(index);
+            remove(table, index, news);
             evicted = true;
         }
     }
     let index = table.insert(key, route, now).or_else(|full| {
         let in_the_way = table.least_in_the_way(key, now).and_then(|worst| table.find(&worst)).ok_or(full)?;
-        table.remove(in_the_way);
+        remove(table, in_the_way, news);
         evicted = true;
         table.insert(key, route, now)
     });
     if let Ok(index) = index {
         table.entry_mut(index).set_flags(ROUTED);
+        tell(None, Some(route), news);
     }
     evicted
 }
@@ -142,11 +197,9 @@ const EVICTION_ROUNDS: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use weir_identity::EndpointId;
-
     use super::*;
     use crate::flow::{Key4, Key6, protocol};
-    use crate::route_table::{Action, Mode};
+    use crate::route_table::Mode;
 
     const TIMEOUTS: IdleTimeouts = IdleTimeouts([10, 1_000, 100, 50, 10]);
 
@@ -194,6 +247,34 @@ mod tests {
             inventory.close(&key);
             inventory.mark_unrouted(&key, 0);
             assert_eq!(inventory.len(), 0);
+        }
+    }
+
+    #[test]
+    fn every_connection_that_began_ends_once() {
+        for family in 0..2 {
+            let key = |n| keys(n)[family];
+            let mut inventory = inventory();
+            let mut live = [0i32; 3];
+            let mut count = |inventory: &mut Inventory| {
+                inventory.news().for_each(|(endpoint, began)| live[endpoint.index()] += if began { 1 } else { -1 });
+                live
+            };
+            (0..4).for_each(|n| assert!(!inventory.put(&key(n), route(1, State::Opening), 0)));
+            assert_eq!(count(&mut inventory), [0, 4, 0]);
+            inventory.confirm(&key(0));
+            inventory.put(&key(1), route(2, State::Opening), 1);
+            assert_eq!(count(&mut inventory), [0, 3, 1], "one goes to another endpoint");
+            inventory.close(&key(0));
+            inventory.close(&key(0));
+            inventory.remove(&key(0));
+            assert_eq!(count(&mut inventory), [0, 2, 1]);
+            inventory.put(&key(0), route(0, State::Established), 2);
+            inventory.put(&key(4), route(0, State::Established), 3); // for it another one is forgotten
+            assert_eq!(count(&mut inventory).iter().sum::<i32>(), 4);
+            (0..5).for_each(|n| inventory.mark_unrouted(&key(n), 3));
+            inventory.sweep(100, 10_000, &TIMEOUTS);
+            assert_eq!(count(&mut inventory), [0, 0, 0]);
         }
     }
 

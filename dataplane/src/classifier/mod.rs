@@ -5,6 +5,7 @@
 //! stands for a packet: the buffer itself over a ring, a cookie between units.
 
 mod association;
+mod binding;
 mod inventory;
 mod pending;
 
@@ -98,6 +99,11 @@ impl<H> Classifier<H> {
 
     /// Decides about a packet, at once (by `reply`) or when an answer comes (by [`Classifier::poll`]).
     pub fn ask(&mut self, question: Question<H>, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
+        self.decide(question, now, reply);
+        self.tell_connections();
+    }
+
+    fn decide(&mut self, question: Question<H>, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
         self.counters.questions += 1;
         let question = if self.pending.is_empty() {
             question
@@ -157,6 +163,7 @@ impl<H> Classifier<H> {
         while let Some(waiting) = self.pending.overdue(now) {
             self.release(waiting, reply, |_, _, _| Verdict::Drop(Refusal::PendingFull));
         }
+        self.tell_connections();
     }
 
     /// Hears from a forwarder what happened to a route.
@@ -167,12 +174,28 @@ impl<H> Classifier<H> {
             Event::Closing => self.inventory.close(&notice.key),
             Event::Expired => self.inventory.remove(&notice.key),
             Event::Evicted => self.inventory.mark_unrouted(&notice.key, millis(now)),
+            Event::Bound(value) => self.inventory.bind(&notice.key, value),
         }
+        self.tell_connections();
     }
 
     /// Forgets what is out of time among the next `count` places of the inventory.
     pub fn sweep(&mut self, count: usize, now: Moment) {
         self.inventory.sweep(count, millis(now), &self.farm.timeouts);
+        self.tell_connections();
+    }
+
+    /// Tells the allotments which connections began and ended.
+    fn tell_connections(&mut self) {
+        for (id, began) in self.inventory.news() {
+            let Some(endpoint) = self.farm.endpoint(id) else { continue };
+            let service = self.farm.services[endpoint.service].id;
+            if began {
+                self.allotments.began(service, id);
+            } else {
+                self.allotments.ended(service, id);
+            }
+        }
     }
 
     /// Answers from the inventory, or gives the question back.
@@ -193,7 +216,7 @@ impl<H> Classifier<H> {
             self.counters.reopened += 1;
             return Some(question);
         }
-        if let Action::Send { endpoint, .. } = route.action {
+        if let Action::Send { endpoint, .. } | Action::Local { endpoint } = route.action {
             let usable = self.farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.directive != Directive::Inactive);
             if !usable {
                 self.inventory.remove(&ask.key);
@@ -251,7 +274,8 @@ impl<H> Classifier<H> {
             let vip = SocketAddr::new(self.farm.vips.get(other.vip as usize)?.address, port);
             let key = Key::new(ask.key.source(), vip, ask.key.protocol())?;
             let route = self.inventory.find(&key, millis(now), &self.farm.timeouts)?;
-            matches!(route.action, Action::Send { endpoint, .. } if endpoint == theirs).then_some(mine)
+            matches!(route.action, Action::Send { endpoint, .. } | Action::Local { endpoint } if endpoint == theirs)
+                .then_some(mine)
         })
     }
 
@@ -325,7 +349,7 @@ impl<H> Classifier<H> {
 
     /// What the session table knows, if the farm still has that endpoint.
     fn recall(&mut self, binding: Option<Binding>, ask: &Ask, service: usize, now: Moment) -> Option<Verdict> {
-        let wanted = binding?.endpoint;
+        let Binding { endpoint: wanted, pool, .. } = binding?;
         let (id, _) = (0..).zip(&self.farm.endpoints).find(|(_, endpoint)| {
             let port = endpoint.port.is_none_or(|port| port == wanted.port);
             endpoint.service == service && endpoint.host == wanted.host && endpoint.address == wanted.address && port
@@ -335,7 +359,8 @@ impl<H> Classifier<H> {
             return (ask.key.protocol() == protocol::TCP && !ask.opens).then_some(Verdict::Drop(Refusal::Inactive));
         }
         self.counters.recalled += 1;
-        Some(self.bind(EndpointId(id), ask, service, now))
+        let value = binding::pool_value(pool, EndpointId(id), &self.farm);
+        Some(self.bind_by(EndpointId(id), value, ask, service, now))
     }
 
     /// Where a connection that nobody knows most probably is.
@@ -366,13 +391,20 @@ impl<H> Classifier<H> {
 
     /// Remembers where a flow goes and makes its route.
     fn bind(&mut self, endpoint: EndpointId, ask: &Ask, service: usize, now: Moment) -> Verdict {
+        self.bind_by(endpoint, 0, ask, service, now)
+    }
+
+    /// The same with a value for its route.
+    fn bind_by(&mut self, endpoint: EndpointId, value: u64, ask: &Ask, service: usize, now: Moment) -> Verdict {
         let mode = self.farm.services[service].mode;
         let state = match ask.key.protocol() {
             protocol::TCP if ask.opens => State::Opening,
             protocol::TCP => State::Established,
             _ => State::Datagram,
         };
-        let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state };
+        let local = self.farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.local.is_some());
+        let action = if local { Action::Local { endpoint } } else { Action::Send { endpoint, mode, value } };
+        let route = Route { action, state };
         if self.inventory.put(&ask.key, route, millis(now)) {
             self.counters.inventory_evicted += 1;
         }

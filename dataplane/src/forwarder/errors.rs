@@ -45,7 +45,7 @@ impl Forwarder {
             }
             Some(Action::Drop) => Some(Fate::Drop(DropReason::Refused)),
             Some(Action::Divert) => Some(Fate::DivertError { key }),
-            Some(Action::Local) => Some(Fate::Twin),
+            Some(Action::Local { endpoint }) => Some(self.error_to_kernel(packet, parsed, &quoted, endpoint, farm)),
             None if to_vip => Some(Fate::DivertError { key }),
             None => None,
         }

@@ -76,20 +76,29 @@ impl Forwarder {
         Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
     }
 
-    /// The action with a pool's port that is free towards its endpoint; `None` if none of those tried is.
-    pub(super) fn with_pool_port(&self, key: &Key, action: Action, farm: &Farm) -> Option<Action> {
-        let Action::Send { endpoint, mode, .. } = action else {
+    /// The action with a pool's port that is free towards its endpoint: the one that it names already, if it may have that; `None`
+    /// if none of those tried is.
+    pub(super) fn with_pool_port(&mut self, key: &Key, action: Action, farm: &Farm, now: u32) -> Option<Action> {
+        let Action::Send { endpoint, mode, value } = action else {
             return Some(action);
         };
+        self.dead_ports.prepare().ok()?;
         let pool = farm.pools.get(farm.endpoint(endpoint)?.pool?)?;
         let hash = self.hash.route(key);
+        let is_free = |action| {
+            let back = Self::pool_key(key, action, farm);
+            back.filter(|back| self.find(back).is_none() && !self.dead_ports.keeps(back, hash, now, &farm.timeouts))
+        };
+        let named = PoolPort::from_value(value).port;
+        if pool.has(named) && pool.shard_of(named) == self.shard && is_free(action).is_some() {
+            return Some(action);
+        }
         let attempts = u32::try_from(pool.capacity_per_shard()).map_or(ATTEMPTS, |capacity| capacity.min(ATTEMPTS));
         (0..attempts).find_map(|attempt| {
             let (address, port) = pool.candidate(hash, attempt, self.shard);
             let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
             let action = Action::Send { endpoint, mode, value };
-            let free = self.find(&Self::pool_key(key, action, farm)?).is_none();
-            free.then_some(action)
+            is_free(action).map(|_| action)
         })
     }
 

@@ -8,6 +8,7 @@ use crate::counters::DropReason;
 use crate::farm::Farm;
 use crate::flow::Key;
 use crate::forwarder::Forwarder;
+use crate::forwarder::dead_ports::For;
 use crate::plumbing::{Event, Notice};
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, Route, State};
@@ -19,13 +20,13 @@ pub(super) enum At {
     V6(usize),
 }
 
-/// Why a connection's directions go.
+/// To whom a pool's port is open once its connection's directions have gone, and at what moment they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leave {
-    /// Nothing is left.
-    Nothing,
-    /// Something else takes its place: the pool's port is kept for its dead time, which begins at this moment.
-    DeadPort(u32),
+    /// To nobody, for all of its dead time from now on: something else takes its place, or it has been deleted.
+    ToNobody(u32),
+    /// To the flow itself: should it come back, it goes on as it was.
+    ToItself(u32),
 }
 
 impl Forwarder {
@@ -53,7 +54,7 @@ impl Forwarder {
     /// Installs a route: where there is no place left for it, in that of the least one that stands in its way.
     fn insert(&mut self, key: &Key, route: Route, farm: &Farm, now: u32) -> bool {
         self.insert_free(key, route, now)
-            || self.least_in_the_way(key, now).is_some_and(|worst| self.evict(&worst, farm))
+            || self.least_in_the_way(key, now).is_some_and(|worst| self.evict(&worst, farm, now))
                 && self.insert_free(key, route, now)
     }
 
@@ -133,12 +134,15 @@ impl Forwarder {
                 self.counters.routes_kept += 1;
                 return Ok(action);
             }
-            self.remove_pair(key, farm, Leave::DeadPort(now));
+            if !self.remove_pair(key, farm, Leave::ToNobody(now)) {
+                return Err(DropReason::TableFull);
+            }
             self.counters.routes_deleted += 1;
         }
         let full_nat = matches!(route.action, Action::Send { mode: Mode::FullNat, .. });
         let action = if full_nat {
-            self.with_pool_port(key, route.action, farm).ok_or_else(|| self.refuse(key, DropReason::PoolExhausted))?
+            let bound = self.with_pool_port(key, route.action, farm, now);
+            bound.ok_or_else(|| self.refuse(key, DropReason::PoolExhausted))?
         } else {
             route.action
         };
@@ -146,6 +150,9 @@ impl Forwarder {
         let route = Route { action, ..route };
         if self.make_room(key, back.as_ref(), farm, now) && self.insert_pair(key, back.as_ref(), route, farm, now) {
             self.counters.routes_installed += 1;
+            if let Action::Send { mode: Mode::FullNat, value, .. } = action {
+                self.notify(Notice { key: *key, event: Event::Bound(value) });
+            }
         } else if full_nat {
             return Err(self.refuse(key, DropReason::TableFull));
         } else {
@@ -194,7 +201,7 @@ impl Forwarder {
                 let value = self.translate_back(key, farm)?;
                 Some(Action::Send { endpoint, mode: Mode::FullNatReturn, value })
             }
-            Action::Send { endpoint, .. } => {
+            Action::Send { endpoint, .. } | Action::Local { endpoint } => {
                 let (_, value) = rewrite::return_key(key, action, farm)?;
                 Some(Action::Send { endpoint, mode: Mode::NatReturn, value })
             }
@@ -221,7 +228,7 @@ impl Forwarder {
         let needs = [(Some(key), 1 + usize::from(together)), (back.filter(|_| !together), 1)];
         needs.into_iter().filter_map(|(key, count)| Some((key?, count))).all(|(key, count)| {
             while self.room_for(key) < count {
-                if !self.least_worth(key, now).is_some_and(|worst| self.evict(&worst, farm)) {
+                if !self.least_worth(key, now).is_some_and(|worst| self.evict(&worst, farm, now)) {
                     return false;
                 }
             }
@@ -237,13 +244,16 @@ impl Forwarder {
         })
     }
 
-    /// A route goes, with its other direction; its classifier hears of it. False if there is no room to say so.
-    fn evict(&mut self, key: &Key, farm: &Farm) -> bool {
+    /// A route goes, with its other direction; its classifier hears of it. False if there is no room to say so, or to note that its
+    /// pool's port is dead.
+    fn evict(&mut self, key: &Key, farm: &Farm, now: u32) -> bool {
         let Some(at) = self.find(key).filter(|_| !self.notices.is_full()) else {
             return false;
         };
         let flow = self.client_flow(key, self.entry(at).action(), farm);
-        self.remove_pair(key, farm, Leave::Nothing);
+        if !self.remove_pair(key, farm, Leave::ToItself(now)) {
+            return false;
+        }
         self.notices.extend(flow.map(|key| Notice { key, event: Event::Evicted }));
         self.counters.routes_evicted += 1;
         true
@@ -251,9 +261,12 @@ impl Forwarder {
 
     /// Deletes a connection's routes, as a classifier has ordered.
     pub(super) fn delete(&mut self, key: &Key, farm: &Farm, now: u32) {
-        if self.find(key).is_some() {
-            self.remove_pair(key, farm, Leave::DeadPort(now));
-            self.counters.routes_deleted += 1;
+        if let Some(at) = self.find(key) {
+            if self.remove_pair(key, farm, Leave::ToNobody(now)) {
+                self.counters.routes_deleted += 1;
+            } else {
+                self.entry_mut(at).set_state(State::Closing); // it ends by itself
+            }
         }
     }
 
@@ -281,15 +294,21 @@ impl Forwarder {
             if self.other_direction_lives(&key, farm, now) {
                 continue;
             }
+            let pair = self.pair(&key, farm);
+            if !self.bury_ports(&pair, farm, Leave::ToItself(now)) {
+                continue;
+            }
             let told = match self.client_flow(&key, action, farm) {
                 Some(key) if action != Action::Drop => tell(Notice { key, event: Event::Expired }),
                 _ => true,
             };
             if told {
-                self.remove_pair(&key, farm, Leave::Nothing);
+                self.remove_all(&pair);
                 self.counters.routes_expired += 1;
             }
         }
+        self.dead_ports.sweep(count, now, &farm.timeouts);
+        self.expire_paths(now);
     }
 
     /// A route that is out of time lives on if its other direction does: both go together.
@@ -336,10 +355,21 @@ impl Forwarder {
         }
     }
 
-    /// Removes a route and its other direction, if it has one.
-    fn remove_pair(&mut self, key: &Key, farm: &Farm, leave: Leave) {
+    /// Removes a route and its other direction, if it has one. False if there is no room to note that its pool's port is dead: then
+    /// nothing has changed.
+    fn remove_pair(&mut self, key: &Key, farm: &Farm, leave: Leave) -> bool {
+        let pair = self.pair(key, farm);
+        let buried = self.bury_ports(&pair, farm, leave);
+        if buried {
+            self.remove_all(&pair);
+        }
+        buried
+    }
+
+    /// A route and its other direction, as far as they are there.
+    fn pair(&self, key: &Key, farm: &Farm) -> Pair {
         let Some(at) = self.find(key) else {
-            return;
+            return Pair::new();
         };
         let action = self.entry(at).action();
         let flow = self.client_flow(key, action, farm);
@@ -348,18 +378,47 @@ impl Forwarder {
             // Two flows of one client port may have met at one endpoint: the way back is the later one's.
             (self.client_flow(&other, there, farm) == flow).then_some((other, there))
         });
-        for (key, action) in std::iter::once((*key, action)).chain(other) {
-            self.remove(&key);
-            if let Action::Send { mode: Mode::FullNatReturn, value, .. } = action {
-                self.forget_translation(value);
-                if let Leave::DeadPort(now) = leave {
-                    // What the endpoint still sends to it dies here, and nobody else gets it.
-                    self.insert_free(&key, Route { action: Action::Drop, state: State::Closing }, now);
+        std::iter::once((*key, action)).chain(other).collect()
+    }
+
+    /// Notes that the pool's port of a connection that is about to go is dead; false if there is no room for that.
+    fn bury_ports(&mut self, pair: &Pair, farm: &Farm, leave: Leave) -> bool {
+        let translated = |(_, action): &&_| matches!(action, Action::Send { mode: Mode::FullNatReturn, .. });
+        let Some((back, action)) = pair.iter().find(translated) else {
+            return true;
+        };
+        let entries = pair.iter().filter_map(|(key, _)| self.find(key)).map(|at| self.entry(at));
+        let state = if entries.clone().any(|entry| entry.state() == State::Datagram) {
+            State::Datagram
+        } else {
+            State::Closing
+        };
+        let (open, seen) = match leave {
+            Leave::ToNobody(now) => (For::Nobody, now),
+            Leave::ToItself(now) => {
+                let idle = entries.map(|entry| entry.idle(now)).min().unwrap_or(0);
+                if idle > farm.timeouts.of(state) {
+                    return true;
                 }
+                let flow = self.client_flow(back, *action, farm).map(|key| self.hash.route(&key));
+                (flow.map_or(For::Nobody, For::Flow), now.wrapping_sub(idle))
+            }
+        };
+        self.dead_ports.bury(back, open, state, seen)
+    }
+
+    fn remove_all(&mut self, pair: &Pair) {
+        for (key, action) in pair {
+            self.remove(key);
+            if let Action::Send { mode: Mode::FullNatReturn, value, .. } = action {
+                self.forget_translation(*value);
             }
         }
     }
 }
+
+/// A connection's directions, each with what is done with its packets.
+type Pair = ArrayVec<(Key, Action), 2>;
 
 /// Whether a route is of the direction to the client.
 #[must_use]

@@ -11,23 +11,21 @@ use crate::forwarder::{Departures, Forwarder, GENERAL};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Headers, tcp_flags};
 use crate::rewrite;
-use crate::route_table::{Action, Entry, QuickLimits};
+use crate::route_table::{Action, Entry, Mode, QuickLimits};
 
 /// What the lane's three passes over a burst leave for one another. Between them the burst must not change; anything else may, and
 /// the longer they are apart the more of the memory's answers are there in time.
 #[derive(Debug, Clone)]
 pub struct QuickLane {
-    /// The packets of the lane by family, and those whose route has been found in its first line.
+    /// The packets of the lane by family, as far as their route is yet to be found.
     four: Bits,
     six: Bits,
-    found: Bits,
-    /// The tables' changes when it was found.
-    changes: u64,
-    /// Where each packet's route is, or the line where it should be.
-    slots: [usize; BURST],
+    /// The line where each one's route may be.
+    lines: [usize; BURST],
     /// Words of the IPv4 packets' keys.
     addresses: [u64; BURST],
     rest: [u64; BURST],
+    departures: Departures,
 }
 
 impl Default for QuickLane {
@@ -35,11 +33,10 @@ impl Default for QuickLane {
         Self {
             four: Bits(0),
             six: Bits(0),
-            found: Bits(0),
-            changes: 0,
-            slots: [0; BURST],
+            lines: [0; BURST],
             addresses: [0; BURST],
             rest: [0; BURST],
+            departures: [GENERAL; BURST],
         }
     }
 }
@@ -50,7 +47,7 @@ impl Forwarder {
     pub fn enter<P: Packet>(&self, packets: &Burst<P>, port: PortId, farm: &Farm, lane: &mut QuickLane) {
         packets.iter().for_each(Packet::prefetch);
         let mac = address_word(farm.ports[usize::from(port)].mac);
-        let longest = usize::from(farm.smallest_mtu()) + 14;
+        let longest = usize::from(farm.smallest_mtu().min(self.paths.room())) + 14;
         let (mut four, mut six) = (Bits(0), Bits(0));
         for at in 0..packets.len().min(BURST) {
             let frame = packets[at].data();
@@ -69,21 +66,23 @@ impl Forwarder {
                 _ => (),
             }
         }
-        (lane.four, lane.six, lane.found) = (four, six, Bits(0));
+        (lane.four, lane.six, lane.departures) = (four, six, [GENERAL; BURST]);
     }
 
     #[inline(always)]
     fn enter4(&self, lane: &mut QuickLane, start: &[u8; SHORTEST], len: usize, at: usize, four: &mut Bits) {
         let total = usize::from(short(start, 16));
-        let (fragment, ttl, protocol) = (half(start, 20) & 0xff3f, start[22], start[23]);
-        if total + 14 > len || fragment != 0 || ttl <= 1 || !sums_up(start) {
+        // Fragment, TTL and protocol.
+        let ip = quad(start, 20);
+        let protocol = (ip >> 24) as u8;
+        if total + 14 > len || ip & 0xff3f != 0 || ip & TTL_ABOVE_ONE == 0 || !sums_up(start) {
             return;
         }
-        if !upper_is_plain(protocol, start, 34, total.wrapping_sub(20)) {
+        if !upper_is_plain(protocol, start, 34, total, 20) {
             return;
         }
         let (addresses, rest) = (word(start, 26), u64::from(quad(start, 34)) | u64::from(protocol) << 32);
-        lane.slots[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
+        lane.lines[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
         lane.addresses[at] = addresses;
         lane.rest[at] = rest;
         four.put(at, true);
@@ -94,86 +93,75 @@ impl Forwarder {
         let Some(start) = frame.first_chunk::<SHORTEST6>() else {
             return;
         };
-        let payload = usize::from(short(start, 18));
+        let total = usize::from(short(start, 18)) + 40;
         let (protocol, hop_limit) = (start[20], start[21]);
-        if payload + 54 > frame.len() || hop_limit <= 1 || !upper_is_plain(protocol, start, 54, payload) {
+        if total + 14 > frame.len() || hop_limit <= 1 || !upper_is_plain(protocol, start, 54, total, 40) {
             return;
         }
-        lane.slots[at] = self.routes6.prefetch_first(self.hash.route6(&key6(start)));
+        lane.lines[at] = self.routes6.prefetch_first(self.hash.route6(&key6(start)));
         six.put(at, true);
     }
 
-    /// Second pass: looks at the first lines; asks for the second one where that is not enough.
+    /// Second pass: rewrites what has a settled route in its first line and notes where it leaves; asks for the second line of the
+    /// others.
     #[inline]
-    pub fn look<P: Packet>(&self, packets: &Burst<P>, lane: &mut QuickLane) {
-        lane.changes = self.changes();
-        let mut found = Bits(0);
+    pub fn look<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &mut QuickLane, farm: &Farm, now: u32) {
+        self.leave_by_lines(packets, lane, farm, now);
         for at in lane.four {
-            let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
-            let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
-            lane.slots[at] = look.index;
-            found.put(at, look.found);
+            lane.lines[at] = self.routes4.prefetch_second(self.hash.route4_words(lane.addresses[at], lane.rest[at]));
         }
         for at in lane.six {
-            let Some(start) = packets[at].data().first_chunk::<SHORTEST6>() else {
-                continue;
-            };
-            let key = key6(start);
-            let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
-            lane.slots[at] = look.index;
-            found.put(at, look.found);
-        }
-        for at in lane.four.without(found) {
-            lane.slots[at] = self.routes4.prefetch_second(self.hash.route4_words(lane.addresses[at], lane.rest[at]));
-        }
-        for at in lane.six.without(found) {
             if let Some(start) = packets[at].data().first_chunk::<SHORTEST6>() {
-                lane.slots[at] = self.routes6.prefetch_second(self.hash.route6(&key6(start)));
+                lane.lines[at] = self.routes6.prefetch_second(self.hash.route6(&key6(start)));
             }
         }
-        lane.found = found;
     }
 
-    /// Third pass: rewrites what has a settled route and says where it leaves; the rest is untouched.
+    /// Third pass: the same for the second lines, and says where each packet leaves; the rest is untouched.
     #[inline]
-    pub fn leave<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &QuickLane, farm: &Farm, now: u32) -> Departures {
-        let mut departures = [GENERAL; BURST];
-        if lane.changes != self.changes() {
-            return departures; // rare enough for the general way
+    pub fn leave<P: Packet>(
+        &mut self,
+        packets: &mut Burst<P>,
+        lane: &mut QuickLane,
+        farm: &Farm,
+        now: u32,
+    ) -> Departures {
+        if lane.four != Bits(0) || lane.six != Bits(0) {
+            self.leave_by_lines(packets, lane, farm, now);
         }
+        self.counters.hits += lane.departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
+        lane.departures
+    }
+
+    /// Takes out of the lane each packet whose route is in the line that it waits for.
+    #[inline(always)]
+    fn leave_by_lines<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &mut QuickLane, farm: &Farm, now: u32) {
         let limits = farm.timeouts.quick();
-        for at in lane.four.and(lane.found) {
-            departures[at] =
-                leave_by(self.routes4.entry_mut(lane.slots[at]), &mut packets[at], false, farm, &limits, now);
-        }
-        for at in lane.six.and(lane.found) {
-            departures[at] =
-                leave_by(self.routes6.entry_mut(lane.slots[at]), &mut packets[at], true, farm, &limits, now);
-        }
-        for at in lane.four.without(lane.found) {
+        let (mut found4, mut found6) = (Bits(0), Bits(0));
+        for at in lane.four {
             let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
-            let look = self.routes4.look(lane.slots[at], |slot| slot.difference(addresses, rest));
-            if look.found {
-                departures[at] =
-                    leave_by(self.routes4.entry_mut(look.index), &mut packets[at], false, farm, &limits, now);
-            }
+            let look = self.routes4.look(lane.lines[at], |slot| slot.difference(addresses, rest));
+            lane.lines[at] = look.index;
+            found4.put(at, look.found);
         }
-        for at in lane.six.without(lane.found) {
+        for at in lane.six {
             let Some(key) = packets[at].data().first_chunk::<SHORTEST6>().map(key6) else {
                 continue;
             };
-            let look = self.routes6.look(lane.slots[at], |slot| slot.difference(&key));
-            if look.found {
-                departures[at] =
-                    leave_by(self.routes6.entry_mut(look.index), &mut packets[at], true, farm, &limits, now);
-            }
+            let look = self.routes6.look(lane.lines[at], |slot| slot.difference(&key));
+            lane.lines[at] = look.index;
+            found6.put(at, look.found);
         }
-        self.counters.hits += departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
-        departures
-    }
-
-    fn changes(&self) -> u64 {
-        self.routes4.changes() + self.routes6.changes()
+        for at in found4 {
+            let entry = self.routes4.entry_mut(lane.lines[at]);
+            lane.departures[at] = leave_by(entry, &mut packets[at], false, farm, &limits, now);
+        }
+        for at in found6 {
+            let entry = self.routes6.entry_mut(lane.lines[at]);
+            lane.departures[at] = leave_by(entry, &mut packets[at], true, farm, &limits, now);
+        }
+        let (four, six) = (lane.four.without(found4), lane.six.without(found6));
+        (lane.four, lane.six) = (four, six);
     }
 }
 
@@ -191,10 +179,11 @@ fn leave_by<P: Packet>(
         return GENERAL;
     }
     entry.touch(now);
-    let Some(endpoint) = entry.dsr_endpoint() else {
+    if !entry.sends_by(Mode::Dsr) {
         return translate(entry, packet, v6, farm).unwrap_or(GENERAL);
-    };
-    let (Some(hop), Some(frame)) = (farm.quick_hop(endpoint), packet.data_mut().first_chunk_mut::<SHORTEST>()) else {
+    }
+    let (Some(hop), Some(frame)) = (farm.quick_hop(entry.endpoint()), packet.data_mut().first_chunk_mut::<SHORTEST>())
+    else {
         return GENERAL;
     };
     frame[..12].copy_from_slice(&hop.ethernet);
@@ -209,6 +198,13 @@ fn leave_by<P: Packet>(
 /// The modes that change more than the link-layer addresses.
 #[inline(never)]
 fn translate<P: Packet>(entry: &Entry, packet: &mut P, v6: bool, farm: &Farm) -> Option<PortId> {
+    if entry.sends_by(Mode::Nat) && !v6 {
+        let (hop, frame) = (farm.quick_hop(entry.endpoint())?, packet.data_mut().first_chunk_mut::<SHORTEST>()?);
+        frame[..12].copy_from_slice(&hop.ethernet);
+        rewrite::decrement_ttl4(frame);
+        rewrite::translate_plain4(frame, hop.address, hop.own_port);
+        return Some(hop.port);
+    }
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
@@ -230,11 +226,6 @@ impl Bits {
     #[inline(always)]
     fn put(&mut self, at: usize, value: bool) {
         self.0 |= u32::from(value) << at;
-    }
-
-    #[inline(always)]
-    fn and(self, others: Self) -> Self {
-        Self(self.0 & others.0)
     }
 
     #[inline(always)]
@@ -266,16 +257,16 @@ fn sums_up(start: &[u8; SHORTEST]) -> bool {
     (sum + u64::from(carry)).is_multiple_of(0xffff)
 }
 
-/// Whether a TCP header is whole and has ACK, but nothing that opens or closes; or a UDP header is whole.
+/// Whether a TCP header is whole and has ACK, but nothing that opens or closes; or a UDP header is whole. `total` is the length of
+/// the IP packet, whose header is `header` bytes long.
 #[inline(always)]
-fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, len: usize) -> bool {
+fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, total: usize, header: usize) -> bool {
     if protocol == protocol::TCP {
-        let header = usize::from(start[l4 + 12] >> 4) * 4;
-        let flags = start[l4 + 13] & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK);
-        flags == tcp_flags::ACK && header >= 20 && header <= len && len <= LONGEST
+        let (length, flags) = (usize::from(start[l4 + 12] & 0xf0) >> 2, start[l4 + 13] & FLAGS);
+        flags == tcp_flags::ACK && length >= 20 && header + length <= total
     } else {
         let udp = usize::from(short(start, l4 + 4));
-        protocol == protocol::UDP && udp >= 8 && udp <= len && len <= LONGEST
+        protocol == protocol::UDP && udp >= 8 && header + udp <= total
     }
 }
 
@@ -306,11 +297,6 @@ fn quad(bytes: &[u8; SHORTEST], at: usize) -> u32 {
 }
 
 #[inline(always)]
-fn half(bytes: &[u8; SHORTEST], at: usize) -> u16 {
-    u16::from_le_bytes(chunk(bytes, at))
-}
-
-#[inline(always)]
 fn short(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
@@ -319,7 +305,10 @@ fn short(bytes: &[u8], at: usize) -> u16 {
 const SHORTEST: usize = 54;
 /// Ethernet, IPv6 and TCP without options.
 const SHORTEST6: usize = 74;
-const LONGEST: usize = 0xffff;
+/// Flags of TCP that are looked at.
+const FLAGS: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK;
+/// In the word of fragment, TTL and protocol, read little-endian: all of the TTL's bits but the lowest.
+const TTL_ABOVE_ONE: u32 = 0xfe_0000;
 /// EtherType, IP version and, for IPv4, header length in a word read little-endian.
 const ETHERTYPE_AND_VERSION: u64 = 0xff_ffff;
 const IPV4: u64 = 0x45_0008;

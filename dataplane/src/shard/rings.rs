@@ -26,8 +26,14 @@ pub enum Handover<P> {
     Process(P, Parsed, PortId),
     /// A packet of a flow that is to be taken to pieces of so many bytes, by who can allocate buffers.
     Split(P, Parsed, PortId, u16),
+    /// A finished tunnel packet, with the place of its outer header, to be sent by a port in pieces of so many bytes.
+    Pieces(P, u8, PortId, u16),
     /// A finished packet, for a port that this shard has no queue of.
     Send(P, PortId),
+    /// The way to a tunnel's end takes no more than so many bytes.
+    PathMtu(std::net::IpAddr, u16),
+    /// What the kernel has sent by a port's twin, and may be of a flow that the other one owns.
+    FromKernel(P, PortId),
     /// A packet for the kernel twin of a port.
     Twin(P, PortId),
 }

@@ -104,6 +104,12 @@ impl PoolPorts {
         usize::from(port.wrapping_sub(self.first)) % self.shards
     }
 
+    /// Whether a port is one of the pool's.
+    #[must_use]
+    pub fn has(&self, port: u16) -> bool {
+        usize::from(port.wrapping_sub(self.first)) < self.ports_per_shard * self.shards
+    }
+
     /// How many (address, port) pairs each shard has.
     #[inline]
     #[must_use]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Fate, Forwarder};
 use weir_dataplane::packet::{HeapPacket, Packet};
 use weir_dataplane::parse::parse;
@@ -14,6 +14,7 @@ use weir_dataplane::route_table::{Action, Mode, Route, State};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
 use weir_dataplane::wire::{Dissection, Protocol, icmpv4, icmpv6};
+use weir_sessions::{Binding, SessionKey};
 
 use crate::frames::{self, Seen};
 use crate::lab::{DNS, Family, GATEWAY, HTTP, Lab, MACS, RANGE, Setup, TIMEOUTS, data, fin, host_of, rst, syn};
@@ -53,11 +54,11 @@ fn one_host(lab: &mut Lab, family: Family) {
 
 /// Routes to clients, and ports that are kept for their dead time.
 fn ways_back(lab: &Lab) -> (usize, usize) {
-    let of = |wanted: fn(&Action) -> bool| lab.routes().iter().filter(|(_, _, action, _)| wanted(action)).count();
-    (
-        of(|action| matches!(action, Action::Send { mode: Mode::FullNatReturn, .. })),
-        of(|action| matches!(action, Action::Drop)),
-    )
+    let back = |(.., action, _): &&(usize, Key, Action, State)| {
+        matches!(action, Action::Send { mode: Mode::FullNatReturn, .. })
+    };
+    let dead = lab.shards.iter().map(|shard| shard.forwarder().dead_ports().len()).sum();
+    (lab.routes().iter().filter(back).count(), dead)
 }
 
 #[test]
@@ -172,10 +173,10 @@ fn a_port_is_used_again_only_after_its_dead_time() {
         assert_eq!(lab.dropped(DropReason::PoolExhausted), 1);
         // What the host still says in the first one reaches nobody; in the second one it does.
         assert!(lab.exchange(1, [answer(&first, Flags::FIN | Flags::ACK, b"")]).is_empty());
-        assert_eq!(lab.dropped(DropReason::Refused), 1);
+        assert_eq!(lab.dropped(DropReason::NoRoute), 1);
         assert_eq!(back(&mut lab, answer(&second, Flags::SYN | Flags::ACK, b"")).destination, family.client(1));
         lab.forward(data(family, 1, HTTP, b""));
-        lab.pass(u64::from(TIMEOUTS[2]) + 6_000);
+        lab.pass(u64::from(TIMEOUTS[2]) + 12_000);
         assert_eq!(ways_back(&lab), (1, 0));
         assert_eq!(lab.forward(syn(family, 2, HTTP)).source, first.source);
     });
@@ -277,14 +278,108 @@ fn a_deleted_route_keeps_its_port_for_the_dead_time() {
         let (key, fate) = install(&mut forwarder, 1, 0);
         assert_eq!(fate, Fate::Send(1));
         forwarder.plumb(&Plumb::Delete(key), &farm, 10);
-        let left = |forwarder: &Forwarder| forwarder.routes4().len() + forwarder.routes6().len();
+        assert_eq!(forwarder.routes4().len() + forwarder.routes6().len(), 0);
+        let left = |forwarder: &Forwarder| forwarder.dead_ports().len();
         assert_eq!((left(&forwarder), forwarder.counters.routes_deleted), (1, 1));
         assert_eq!(install(&mut forwarder, 2, 20).1, Fate::Drop(DropReason::PoolExhausted));
-        forwarder.expire(1_000, &farm, 10 + TIMEOUTS[2], |_| true);
+        forwarder.expire(10_000, &farm, 10 + TIMEOUTS[2], |_| true);
         assert_eq!(left(&forwarder), 1);
-        forwarder.expire(1_000, &farm, 11 + TIMEOUTS[2], |notice| panic!("of no session: {notice:?}"));
+        forwarder.expire(10_000, &farm, 11 + TIMEOUTS[2], |notice| panic!("of no session: {notice:?}"));
         assert_eq!(left(&forwarder), 0);
         assert_eq!(install(&mut forwarder, 2, 11 + TIMEOUTS[2]).1, Fate::Send(1));
+    });
+}
+
+#[test]
+fn a_half_open_connection_leaves_its_port_dead() {
+    families(|family, hosts| {
+        let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);
+        let mut forwarder = small_forwarder(8);
+        let install = |forwarder: &mut Forwarder, client, now| opens(forwarder, &farm, family, client, 0, now);
+        assert_eq!(install(&mut forwarder, 1, 0), Fate::Send(1));
+        forwarder.expire(10_000, &farm, TIMEOUTS[0] + 1, |_| true);
+        assert_eq!((forwarder.routes4().len() + forwarder.routes6().len(), forwarder.dead_ports().len()), (0, 1));
+        // Counted from its last packet, not from its end.
+        assert_eq!(install(&mut forwarder, 2, TIMEOUTS[2]), Fate::Drop(DropReason::PoolExhausted));
+        assert_eq!(install(&mut forwarder, 2, TIMEOUTS[2] + 1), Fate::Send(1));
+        // What has been silent for longer than that leaves no dead port.
+        forwarder.expire(10_000, &farm, 100_000, |_| true);
+        assert_eq!((forwarder.counters.routes_expired, forwarder.dead_ports().len()), (2, 0));
+    });
+}
+
+/// A forwarder of one shard with so many routes.
+fn small_forwarder(routes: usize) -> Forwarder {
+    let hash = FlowHash::new(1);
+    let settings = forwarder::Settings { shard: 0, shards: 1, routes_ipv4: routes, routes_ipv6: routes, hash };
+    Forwarder::new(&settings).unwrap()
+}
+
+/// A client's SYN comes back from the classifier with a route to a host.
+fn opens(forwarder: &mut Forwarder, farm: &Farm, family: Family, client: u16, host: usize, now: u32) -> Fate {
+    let mut packet = HeapPacket::new(&syn(family, client, HTTP));
+    let parsed = parse(packet.data(), MACS[0]).unwrap();
+    let action = Action::Send { endpoint: crate::lab::endpoint(family, 0, host), mode: Mode::FullNat, value: 0 };
+    let fate = forwarder.install(&mut packet, &parsed, Route { action, state: State::Opening }, true, farm, now);
+    forwarder.tell_notices(|_| true);
+    fate
+}
+
+#[test]
+fn an_evicted_connection_leaves_its_port_dead_for_all_others() {
+    families(|family, hosts| {
+        let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);
+        let mut forwarder = small_forwarder(2);
+        let install = |forwarder: &mut Forwarder, client, host, now| opens(forwarder, &farm, family, client, host, now);
+        // The table has room for one connection in a family, for two across.
+        let evicting: u16 = if family == hosts { 2 } else { 3 };
+        for client in 1..=evicting {
+            assert_eq!(install(&mut forwarder, client, usize::from(client - 1), 0), Fate::Send(1));
+        }
+        assert_eq!((forwarder.counters.routes_evicted, forwarder.dead_ports().len()), (1, 1));
+        // Whoever went comes back by its port; others do not get it, though no route has it.
+        let lost = (1..=evicting).find(|client| {
+            let key = parse(&syn(family, *client, HTTP), MACS[0]).unwrap().key;
+            match key {
+                Key::V4(key) => forwarder.routes4().find(&key).is_none(),
+                Key::V6(key) => forwarder.routes6().find(&key).is_none(),
+            }
+        });
+        let host = usize::from(lost.unwrap() - 1);
+        assert_eq!(install(&mut forwarder, 9, host, TIMEOUTS[2]), Fate::Drop(DropReason::PoolExhausted));
+        assert_eq!(install(&mut forwarder, lost.unwrap(), host, TIMEOUTS[2]), Fate::Send(1));
+        forwarder.plumb(&Plumb::Delete(parse(&syn(family, lost.unwrap(), HTTP), MACS[0]).unwrap().key), &farm, 5_000);
+        assert_eq!(install(&mut forwarder, 9, host, 5_000 + TIMEOUTS[2]), Fate::Drop(DropReason::PoolExhausted));
+        assert_eq!(install(&mut forwarder, 9, host, 5_001 + TIMEOUTS[2]), Fate::Send(1));
+    });
+}
+
+#[test]
+fn a_binding_says_all_and_brings_a_connection_back_by_its_port() {
+    families(|family, hosts| {
+        let mut lab = Lab::new(setup(family, hosts));
+        let opened = connect(&mut lab, family, 1);
+        let key = Key::new(family.client(1), family.vip(HTTP), 6).unwrap();
+        let now = lab.now;
+        let binding = lab.seats[0].classifier().binding(&key, now).unwrap();
+        assert_eq!(binding.pool, Some((opened.source.ip(), opened.source.port())));
+        assert_eq!((binding.endpoint.address, binding.mode), (opened.destination.ip(), Mode::FullNat as u8));
+        // Another unit, to which the session table gives another port than the one that its hash would name.
+        let mut other = Lab::new(setup(family, hosts));
+        let pool = binding.pool.map(|(address, port)| (address, port ^ 1));
+        let service = other.parts.services[crate::lab::service_of(family)].id;
+        let session = SessionKey::connection(service, 6, key.source(), key.destination());
+        other.memory.learn(session, Binding { pool, ..binding });
+        let seen = other.forward(data(family, 1, HTTP, b"moved"));
+        assert_eq!((seen.source.ip(), seen.source.port()), pool.unwrap());
+        assert_eq!((seen.destination, other.decisions("recalled")), (opened.destination, 1));
+        let now = other.now;
+        assert_eq!(other.seats[0].classifier().binding(&key, now).unwrap().pool, pool);
+        // One that is not this pool's is no binding: the forwarder chooses.
+        let session = SessionKey::connection(service, 6, family.client(2), key.destination());
+        other.memory.learn(session, Binding { pool: pool.map(|(address, _)| (address, 9)), ..binding });
+        let seen = other.forward(data(family, 2, HTTP, b"moved"));
+        assert!((20_000..=60_000).contains(&seen.source.port()));
     });
 }
 

@@ -139,6 +139,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
                 backup: false,
                 tunnel: None,
                 pool: (mode == Mode::FullNat).then_some(vip as usize),
+                local: None,
                 hop: None,
             }));
         }
@@ -267,7 +268,10 @@ impl Lab {
                     (true, 0) => Twin::Port(end(true)),
                     (true, _) => Twin::Shard(0),
                 };
-                ShardPort::new(queue, twin)
+                match parts.ports[port].vlan {
+                    Some((parent, id)) => ShardPort::vlan(parent, id),
+                    None => ShardPort::new(queue, twin),
+                }
             });
             let ports = ports.collect();
             let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
@@ -454,6 +458,11 @@ impl Lab {
 pub(crate) fn host_of(seen: &Seen) -> usize {
     assert_eq!(seen.mac[..5], [2, 0, 0, 0, 1]);
     usize::from(seen.mac[5]) - 1
+}
+
+/// A family's first service: [`HTTP`].
+pub(crate) fn service_of(family: Family) -> usize {
+    if family == Family::V4 { 0 } else { SERVICES }
 }
 
 /// The endpoint of a family's service (by its index among [`SERVICES`]) and host (0 to 2).

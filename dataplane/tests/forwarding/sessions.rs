@@ -82,6 +82,7 @@ pub(crate) fn standings(parts: &FarmParts) -> Vec<ServiceStanding> {
                 endpoint: EndpointId(id),
                 stable: endpoint.stable(),
                 capacity: 10,
+                load: None,
                 directive: endpoint.directive,
                 health: Health::Healthy,
                 backup: endpoint.backup,

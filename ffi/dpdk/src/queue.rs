@@ -37,15 +37,26 @@ impl RxQueue {
         let before = out.len();
         let end = out.as_mut_ptr();
         let mut kept = before;
-        for slot in &raw[..usize::from(received)] {
-            // SAFETY: the driver wrote the first `received` slots, each a live buffer which is ours now.
-            let packet = unsafe { Mbuf::from_raw(slot.assume_init()) };
-            if packet.is_contiguous() {
-                // SAFETY: at most `room` = the remaining capacity are written behind the last element.
-                unsafe { end.add(kept).write(T::from(packet)) };
-                kept += 1;
-            } else {
-                self.multi_segment += 1;
+        // SAFETY: the driver wrote the first `received` slots, each a live buffer which is ours now.
+        let arrived = || raw[..usize::from(received)].iter().map(|slot| unsafe { Mbuf::from_raw(slot.assume_init()) });
+        let mut keep = |packet: Mbuf| {
+            // SAFETY: at most `room` = the remaining capacity are written behind the last element.
+            unsafe { end.add(kept).write(T::from(packet)) };
+            kept += 1;
+        };
+        // SAFETY: as above; it is only read, and the buffer is not freed here.
+        let pieces = raw[..usize::from(received)]
+            .iter()
+            .fold(0, |all, slot| all | unsafe { slot.assume_init().as_ref() }.nb_segs);
+        if pieces <= 1 {
+            arrived().for_each(&mut keep);
+        } else {
+            for packet in arrived() {
+                if packet.is_contiguous() {
+                    keep(packet);
+                } else {
+                    self.multi_segment += 1;
+                }
             }
         }
         // SAFETY: the elements up to `kept` were just written. (Had `T::from` panicked they would leak, no more.)

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use weir_admin::api::{
-    ApiError, CoreStatus, Counters, Direction, Directive, DirectiveChange, EndpointStatus, Flow, Health, HealthChange,
-    HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Protocol, RouteCount, RouteEndpoint, RouteEntry,
-    RouteList, RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
+    AgentRow, AgentStatus, ApiError, CoreStatus, Counters, Direction, Directive, DirectiveChange, EndpointStatus, Flow,
+    Health, HealthChange, HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol,
+    RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status,
+    UnitApi,
 };
 use weir_admin::server::AdminSocket;
 use weir_identity::{HostId, Incarnation, ServiceId, UnitId};
@@ -97,11 +98,43 @@ impl UnitApi for Fake {
             to: Health::Failing,
             reason: "connect: refused".into(),
         };
-        Ok(vec![HostStatus {
+        let watched = HostStatus {
+            id: HostId(2),
+            name: "host-2".into(),
+            address: "10.80.0.12".parse().unwrap(),
+            mac: None,
+            agent: Some(AgentStatus {
+                presence: Presence::Live,
+                since_ms: 61_000,
+                heard_ms: Some(400),
+                rank: 1,
+                dns_name: None,
+            }),
+            services: vec![HostService {
+                service: ServiceId(1),
+                name: "web".into(),
+                directive: Directive::Draining,
+                health: Health::Healthy,
+                since_ms: 60_000,
+                new_connections: 7,
+                agent: Some(AgentRow {
+                    health: Health::Healthy,
+                    load: 12,
+                    capacity: 60,
+                    target: Directive::Draining,
+                    current: Directive::Active,
+                    live: true,
+                    since_ms: 2_000,
+                }),
+            }],
+            recent: vec![],
+        };
+        let probed = HostStatus {
             id: HostId(1),
             name: "host-1".into(),
             address: "10.80.0.11".parse().unwrap(),
             mac: None,
+            agent: None,
             services: vec![HostService {
                 service: ServiceId(1),
                 name: "web".into(),
@@ -112,7 +145,8 @@ impl UnitApi for Fake {
                 agent: None,
             }],
             recent: vec![change],
-        }])
+        };
+        Ok(vec![probed, watched])
     }
 
     async fn drain(&self, host: &str, service: Option<&str>) -> Result<Vec<DirectiveChange>, ApiError> {

@@ -107,11 +107,16 @@ fn hosts() {
     assert_eq!(shown(&["hosts"]), HOSTS);
     assert_eq!(shown(&["hosts", "changes"]), CHANGES);
     assert_eq!(json(&["hosts"])[0]["services"][0]["directive"], "draining");
+    assert_eq!(json(&["hosts"])[1]["agent"]["presence"], "live");
 }
 
 const HOSTS: &str = "\
 ID  HOST    ADDRESS     SERVICE  HEALTH   SINCE  DIRECTIVE   NEW
  1  host-1  10.80.0.11  web      failing   1.2s  draining   4200
+ 2  host-2  10.80.0.12  web      healthy   1m0s  draining      7
+
+HOST    AGENT          HEARD  SERVICE  SAYS     SINCE   LOAD  TARGET    CURRENT
+host-2  live, proxy 1  400ms  web      healthy   2.0s  12/60  draining  active
 ";
 const CHANGES: &str = " AGO  HOST    SERVICE  FROM     TO       REASON
 1.2s  host-1  web      healthy  failing  connect: refused

@@ -70,6 +70,8 @@ pub struct Agents {
     pub keys: Option<String>,
     /// TCP address and port that answers HAProxy's agent-check, for balancers that are not ours. Default: none.
     pub checks: Option<String>,
+    /// TCP address and port where what agents say can be read over HTTP, as JSON. Anybody who reaches it may read it. Default: none.
+    pub http: Option<String>,
     /// The other units. Default: none.
     pub peers: Option<Vec<AgentPeer>>,
 }
@@ -354,6 +356,10 @@ pub enum Select {
     Percentages,
     /// By consistent hash of the client, weighted by capacity.
     Hash,
+    /// Each endpoint in turn, as often as its capacity says; load does not count.
+    RoundRobin,
+    /// The endpoint with the fewest connections for its capacity, as each classifier counts them; load does not count.
+    LeastConnection,
 }
 
 /// Which token of an allotment is taken first.

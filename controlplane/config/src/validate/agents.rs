@@ -20,6 +20,7 @@ pub(super) fn agents(check: &mut Check, here: &Place, raw: &raw::Agents, own: &U
         check.error(&here.key("keys"), Mistake::Unparsable { text: keys.clone(), expected: "an absolute path" });
     }
     let checks = raw.checks.as_ref().and_then(|text| socket_address(check, Some(text), &here.key("checks")));
+    let http = raw.http.as_ref().and_then(|text| socket_address(check, Some(text), &here.key("http")));
     let mut seen = Seen::default();
     let mut peers = BTreeMap::new();
     for (i, raw) in raw.peers.iter().flatten().enumerate() {
@@ -33,7 +34,7 @@ pub(super) fn agents(check: &mut Check, here: &Place, raw: &raw::Agents, own: &U
             peers.insert(UnitId(unit), address);
         }
     }
-    Some(Agents { listen: listen?, keys: PathBuf::from(keys), checks, peers })
+    Some(Agents { listen: listen?, keys: PathBuf::from(keys), checks, http, peers })
 }
 
 fn socket_address(check: &mut Check, text: Option<&String>, place: &Place) -> Option<SocketAddr> {

@@ -13,7 +13,7 @@ use super::values::PORTS;
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw;
-use crate::types::{DirectiveState, Endpoint, Mode, Ports, Protocol};
+use crate::types::{Device, DirectiveState, Endpoint, Mode, Ports, Protocol};
 
 /// What the endpoints seen so far have taken.
 pub(super) struct Farm<'a> {
@@ -105,8 +105,11 @@ impl<'a> Farm<'a> {
             None => host.and_then(|(_, host)| host.address),
         };
         let at = if own.is_some() { at } else { place.key("host") };
-        if let Some(address) = address {
-            self.reach(check, address, &at, service);
+        let local = address.and_then(|address| self.network.own(address));
+        match (address, local) {
+            (Some(address), Some(port)) => self.on_the_unit(check, address, port, &at, service),
+            (Some(address), None) => self.reach(check, address, &at, service),
+            (None, _) => {}
         }
         let before = check.findings.len();
         let at = place.key("port");
@@ -143,6 +146,22 @@ impl<'a> Farm<'a> {
                 Some(raw::DirectiveState::Active) | None => DirectiveState::Active,
             },
             backup: raw.backup.unwrap_or(false),
+            local,
+        }
+    }
+
+    /// Reports an endpoint on the unit itself that its kernel cannot serve.
+    fn on_the_unit(&self, check: &mut Check, address: IpAddr, port: usize, place: &Place, service: &Draft<'_>) {
+        let port = &self.network.ports[port];
+        let name = port.name.clone();
+        if let (Some(mode), Some(raw)) = (service.mode, service.raw.mode)
+            && mode != Mode::Nat
+        {
+            check.error(place, Mistake::LocalMode { address, port: name, mode: word(raw) });
+        } else if port.twin.is_none() || matches!(port.device, Device::Vlan { .. }) {
+            check.error(place, Mistake::LocalTwin { address, port: name });
+        } else if let Some(mistake) = service.vip.and_then(|vip| family_differs(address, "the VIP", vip)) {
+            check.error(place, mistake);
         }
     }
 

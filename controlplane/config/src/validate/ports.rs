@@ -56,6 +56,11 @@ impl Network {
         (!unknown).then_some(false)
     }
 
+    /// The port whose own address this is.
+    pub(super) fn own(&self, address: IpAddr) -> Option<usize> {
+        self.ports.iter().position(|port| port.addresses.iter().any(|prefix| prefix.addr() == address))
+    }
+
     /// The on-link prefixes of all ports, of `like`'s family.
     pub(super) fn prefixes(&self, like: IpAddr) -> Vec<IpNet> {
         self.ports.iter().flat_map(|port| prefixes(port, like)).collect()

@@ -191,13 +191,23 @@ fn service(check: &mut Check, draft: &Draft<'_>, farm: &mut Farm<'_>) -> Service
     let select = match raw.select {
         Some(raw::Select::Percentages) => Select::Percentages,
         Some(raw::Select::Hash) => Select::Hash,
+        Some(raw::Select::RoundRobin) => Select::RoundRobin,
+        Some(raw::Select::LeastConnection) => Select::LeastConnection,
         Some(raw::Select::Tokens) | None => Select::Tokens,
     };
-    if select == Select::Hash {
-        let given =
-            [("take", raw.take.is_some()), ("tokens", raw.tokens.is_some()), ("max_age", raw.max_age.is_some())];
+    // What only concerns tokens; and how old an allotment may be, percentages too.
+    let without = match select {
+        Select::Tokens => None,
+        Select::Percentages => Some(("select: percentages", false)),
+        Select::Hash => Some(("select: hash", true)),
+        Select::RoundRobin => Some(("select: round-robin", true)),
+        Select::LeastConnection => Some(("select: least-connection", true)),
+    };
+    if let Some((with, ageless)) = without {
+        let max_age = ageless && raw.max_age.is_some();
+        let given = [("take", raw.take.is_some()), ("tokens", raw.tokens.is_some()), ("max_age", max_age)];
         for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-            check.warning(&place.key(key), Mistake::NoEffect { with: "select: hash" });
+            check.warning(&place.key(key), Mistake::NoEffect { with });
         }
     }
     let endpoints = farm.endpoints(check, draft);

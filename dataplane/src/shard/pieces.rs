@@ -1,0 +1,116 @@
+//! Tunnel packets in pieces: an IPv6 packet of 1280 bytes has to get through wherever it goes, and where a tunnel's way has too little room
+//! for it and its outer header, the outer packet is fragmented (RFC 2473 section 7.1). The host's kernel puts it together.
+
+use arrayvec::ArrayVec;
+
+use super::{Handover, Shard, hand_over, send};
+use crate::counters::DropReason;
+use crate::farm::PortId;
+use crate::packet::{Packet, Queue};
+use crate::wire::checksum::checksum;
+
+impl<Q: Queue> Shard<Q> {
+    /// Sends a finished frame, whose IP header begins at `l3`, by `port` in pieces of at most `mtu` bytes.
+    pub(super) fn send_in_pieces(&mut self, packet: Q::Packet, l3: u8, port: PortId, mtu: u16) {
+        let below = self.ports[usize::from(port)].vlan.map_or(port, |(parent, _)| parent);
+        let queue = match &mut self.ports[usize::from(below)].queue {
+            Ok(queue) => queue,
+            // Buffers are where the queues are.
+            Err(shard) => {
+                let (shard, handover) = (*shard, Handover::Pieces(packet, l3, port, mtu));
+                return hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, handover);
+            }
+        };
+        // One counter for each shard that sends by itself: no two of them give one number.
+        self.identification = self.identification.wrapping_add(1);
+        let id =
+            self.identification.wrapping_mul(MOST_SHARDS) | (u32::try_from(self.number).unwrap_or(0) % MOST_SHARDS);
+        let Some(whole) = Whole::of(packet.data(), usize::from(l3), usize::from(mtu), id) else {
+            return self.forwarder.drops.count(DropReason::TooBig);
+        };
+        let mut others: ArrayVec<Q::Packet, MOST_PIECES> = ArrayVec::new();
+        for nth in 1..whole.pieces {
+            let piece = queue.allocate().and_then(|mut piece| whole.write(nth, &mut piece).then_some(piece));
+            let Some(piece) = piece else {
+                return self.forwarder.drops.count(DropReason::NoBuffer);
+            };
+            others.push(piece);
+        }
+        let Some(first) = queue.allocate().and_then(|mut piece| whole.write(0, &mut piece).then_some(piece)) else {
+            return self.forwarder.drops.count(DropReason::NoBuffer);
+        };
+        self.forwarder.counters.split += others.len() as u64;
+        send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, first, port);
+        for piece in others {
+            send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, piece, port);
+        }
+    }
+}
+
+/// A frame that is to be taken to pieces.
+struct Whole<'a> {
+    /// Ethernet header, tags and IP header as they stand.
+    head: &'a [u8],
+    l3: usize,
+    v6: bool,
+    payload: &'a [u8],
+    most: usize,
+    pieces: usize,
+    id: u32,
+}
+
+impl<'a> Whole<'a> {
+    fn of(frame: &'a [u8], l3: usize, mtu: usize, id: u32) -> Option<Self> {
+        let v6 = frame.get(l3)? >> 4 == 6;
+        let (header, overhead) = if v6 { (40, 48) } else { (20, 20) };
+        let most = mtu.checked_sub(overhead)? & !7;
+        let (head, payload) = frame.split_at_checked(l3 + header)?;
+        let pieces = payload.len().div_ceil(most.max(1));
+        if most == 0 || pieces > MOST_PIECES {
+            return None;
+        }
+        Some(Self { head, l3, v6, payload, most, pieces, id })
+    }
+
+    /// Writes one piece into an empty buffer; false if that is too small.
+    fn write<P: Packet>(&self, nth: usize, piece: &mut P) -> bool {
+        let start = nth * self.most;
+        let payload = &self.payload[start..self.payload.len().min(start + self.most)];
+        let more = nth + 1 < self.pieces;
+        let extra = if self.v6 { 8 } else { 0 };
+        let header = self.head.len() - self.l3;
+        let (Ok(len), Ok(at)) = (u16::try_from(header + extra + payload.len()), u16::try_from(start)) else {
+            return false;
+        };
+        if !piece.resize(self.head.len() + extra + payload.len()) {
+            return false;
+        }
+        let (head, rest) = piece.data_mut().split_at_mut(self.head.len());
+        head.copy_from_slice(self.head);
+        rest[extra..].copy_from_slice(payload);
+        let ip = &mut head[self.l3..];
+        if self.v6 {
+            ip[4..6].copy_from_slice(&(len - 40).to_be_bytes());
+            rest[..2].copy_from_slice(&[ip[6], 0]);
+            ip[6] = FRAGMENT;
+            rest[2..4].copy_from_slice(&(at | u16::from(more)).to_be_bytes());
+            rest[4..8].copy_from_slice(&self.id.to_be_bytes());
+        } else {
+            let [.., high, low] = self.id.to_be_bytes();
+            ip[2..4].copy_from_slice(&len.to_be_bytes());
+            ip[4..6].copy_from_slice(&[high, low]);
+            ip[6..8].copy_from_slice(&(at >> 3 | u16::from(more) << 13).to_be_bytes());
+            ip[10..12].fill(0);
+            let check = checksum(ip);
+            ip[10..12].copy_from_slice(&check.to_be_bytes());
+        }
+        true
+    }
+}
+
+/// IPv6's fragment header, RFC 8200 section 4.5.
+const FRAGMENT: u8 = 44;
+/// 1280 bytes and an outer header through a way of 576 have three.
+const MOST_PIECES: usize = 4;
+/// Identifications are dealt out among so many shards, a power of two.
+const MOST_SHARDS: u32 = 64;
