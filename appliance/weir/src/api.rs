@@ -63,6 +63,7 @@ impl Api {
                     since_ms: ago(cached.presence_since()),
                     heard_ms: was_heard.then(|| ago(cached.heard())),
                     rank: if was_heard { cached.rank().number() } else { 0 },
+                    leader: cached.leader(),
                     dns_name: cached.name().map(str::to_owned),
                 };
                 let since = |row: &Row| Some((row.application, ago(cached.row_since(row.application)?)));

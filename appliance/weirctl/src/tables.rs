@@ -151,9 +151,10 @@ fn agents(hosts: &[HostStatus]) -> Table {
 
 /// Whether it is there, and whether it is the host's own.
 fn agent_state(agent: &AgentStatus) -> String {
-    match agent.rank {
-        0 => agent.presence.to_string(),
-        rank => format!("{}, proxy {rank}", agent.presence),
+    match (agent.rank, agent.leader) {
+        (0, None) => agent.presence.to_string(),
+        (0, Some(leader)) => format!("{} by {leader}", agent.presence),
+        (rank, _) => format!("{}, proxy {rank}", agent.presence),
     }
 }
 

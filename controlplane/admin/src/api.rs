@@ -346,6 +346,9 @@ pub struct AgentStatus {
     pub heard_ms: Option<u64>,
     /// 0: its own agent; 1 to 3: a proxy.
     pub rank: u8,
+    /// The host whose agent sends its heartbeats, as the leader of a group; absent if it does so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<HostId>,
     /// The DNS name that it gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_name: Option<String>,

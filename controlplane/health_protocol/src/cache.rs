@@ -38,6 +38,8 @@ pub struct CachedHost {
     /// Of the latest heartbeat or goodbye.
     pub(crate) sequence: u64,
     vouched: Vouched,
+    /// Whose word the latest heartbeat was; none if it was the host's own.
+    leader: Option<HostId>,
     /// Generation, digest and number of rows in it.
     claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
@@ -97,6 +99,7 @@ impl CachedHost {
             incarnation: Incarnation(0),
             sequence: 0,
             vouched: Vouched::default(),
+            leader: None,
             claim: None,
             right_at: 0,
             newest: 0,
@@ -158,6 +161,12 @@ impl CachedHost {
     #[must_use]
     pub fn rank(&self) -> Rank {
         Rank::of(self.incarnation)
+    }
+
+    /// The leader of its group that sent its latest heartbeat; none if it did so itself.
+    #[must_use]
+    pub fn leader(&self) -> Option<HostId> {
+        self.leader
     }
 
     /// Its DNS name, if it said one.
@@ -229,7 +238,7 @@ impl CachedHost {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
-        (self.claim, self.beaten) = (None, false);
+        (self.claim, self.beaten, self.leader) = (None, false, None);
         self.vouched.clear();
         self.tombstones.clear();
         self.table.forget_versions();
@@ -312,7 +321,7 @@ impl CachedHost {
         self.sequence = beat.sequence;
         (self.heard, self.beaten) = (now, true);
         // What a leader said, and nobody says any more, must not stand for ever. If it was true it will be said again.
-        self.claim = None;
+        (self.claim, self.leader) = (None, None);
         self.interval = beat.interval();
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);
@@ -323,6 +332,7 @@ impl CachedHost {
     /// Takes a leader's word. It stands in nobody's way: the host's own messages are measured only by each other.
     pub(crate) fn vouch(&mut self, voucher: HostId, beat: &Beat, grace: Duration, now: Moment) -> bool {
         self.vouched.note(voucher, beat.sequence);
+        self.leader = Some(voucher);
         (self.heard, self.beaten) = (now, true);
         self.interval = beat.interval();
         self.claim = Some((beat.generation, beat.digest, beat.rows));

@@ -63,26 +63,48 @@ impl Farm {
 
     /// Starts an agent that may speak for these hosts; it runs on the first.
     pub(crate) fn agent(&self, name: &str, hosts: &[u32], yaml: &str) -> Agent {
-        self.start(name, hosts, yaml, |_| {})
+        self.start(name, hosts[0], Farm::speaks_for(hosts), yaml, |_| {})
     }
 
     /// One whose clock is what the file says.
     pub(crate) fn agent_with_clock(&self, name: &str, hosts: &[u32], yaml: &str, clock: &Path) -> Agent {
-        self.start(name, hosts, yaml, |command| with_clock(command, clock))
+        self.start(name, hosts[0], Farm::speaks_for(hosts), yaml, |command| with_clock(command, clock))
     }
 
-    fn start(&self, name: &str, hosts: &[u32], yaml: &str, change: impl FnOnce(&mut Command)) -> Agent {
+    /// Starts the agent of a host that is one of a group.
+    pub(crate) fn member(&self, host: u32, group: &str, members: &BTreeMap<u32, SocketAddr>) -> Agent {
+        let (first, last) = (*members.keys().next().unwrap(), *members.keys().next_back().unwrap());
+        let (hosts, vouches) = ([HostId(host)].into(), vec![(HostId(first), HostId(last))]);
+        let known: Vec<String> = members.iter().map(|(host, address)| format!("{host}: '{address}'")).collect();
+        let yaml = format!(
+            "applications: [{{application: 1, capacity: 50}}]\ngroup: {{name: {group}, members: {{{}}}}}",
+            known.join(", ")
+        );
+        self.start(
+            &format!("member-{host}"),
+            host,
+            Node::Member { hosts, group: group.to_owned(), vouches },
+            &yaml,
+            |_| {},
+        )
+    }
+
+    fn speaks_for(hosts: &[u32]) -> Node {
+        Node::Hosts(hosts.iter().copied().map(HostId).collect())
+    }
+
+    fn start(&self, name: &str, own: u32, node: Node, yaml: &str, change: impl FnOnce(&mut Command)) -> Agent {
         let folder = self.folder(name);
         std::fs::create_dir_all(&folder).unwrap();
         let (config, socket) = (folder.join("agent.yaml"), folder.join("agent.sock"));
         if !config.exists() {
-            let node = Node::Hosts(hosts.iter().copied().map(HostId).collect());
             let keys = self.authority.issue(name, &node, 2).unwrap();
-            let (unit, own) = (self.listener.address(), hosts[0]);
+            let unit = self.listener.address();
             let text = format!(
-                "host: {own}\nkeys: {}\nsocket: {}\nunits: {{1: '{unit}'}}\nheartbeat: 500ms\ndrain: 100ms\n{yaml}\n",
+                "host: {own}\nkeys: {}\nsocket: {}\nunits: {{1: '{unit}'}}\nheartbeat: {}ms\ndrain: 100ms\n{yaml}\n",
                 keys.display(),
-                socket.display()
+                socket.display(),
+                HEARTBEAT.as_millis()
             );
             std::fs::write(&config, text).unwrap();
         }
@@ -262,4 +284,5 @@ pub(crate) fn wait(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);

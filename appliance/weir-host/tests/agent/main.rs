@@ -5,6 +5,7 @@
 
 mod examples;
 mod farm;
+mod group;
 
 use std::process::Command;
 use std::time::Duration;

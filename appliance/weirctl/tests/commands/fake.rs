@@ -108,6 +108,7 @@ impl UnitApi for Fake {
                 since_ms: 61_000,
                 heard_ms: Some(400),
                 rank: 1,
+                leader: None,
                 dns_name: None,
             }),
             services: vec![HostService {

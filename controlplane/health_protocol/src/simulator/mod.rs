@@ -8,7 +8,12 @@ mod plan;
 mod proxies;
 mod world;
 
+use std::time::Duration;
+
+use weir_identity::{HostId, Incarnation, Moment, UnitId};
+
 use crate::planted::{Bug, PLANTED};
+use crate::{GroupEnd, GroupSettings, HostEnd, HostSettings, Role, To};
 use plan::{Dice, large, plan};
 use world::converge;
 
@@ -63,13 +68,44 @@ fn farms_converge() {
 /// Seeds that failed once.
 #[test]
 fn what_failed_once_does_so_no_more() {
-    schedules([5, 16, 406, 445, 933, 1033, 1541, 1542, 1986, 3152, 5527, 6542, 7337].into_iter());
+    schedules([5, 16, 406, 445, 933, 1033, 1116, 1541, 1542, 1986, 3152, 5527, 6542, 7337].into_iter());
 }
 
 #[test]
 fn schedules_are_repeatable() {
     let run = || converge(plan(7)).map(|(time, mut world)| (time, world.delivered_bytes, world.dice.roll(u64::MAX)));
     assert_eq!(run().unwrap(), run().unwrap());
+}
+
+/// What a leader passes on when it has not run for a while; the world's leaders lose their links with that, and nothing comes of it there.
+fn passed_on_late() -> usize {
+    let (leader, member, interval) = (HostId(1), HostId(2), Duration::from_secs(1));
+    let settings = GroupSettings { group: "g".into(), host: leader, peers: [leader, member].into(), interval };
+    let mut group = GroupEnd::new(settings, Moment(0));
+    group.handle_units(true, Moment(0));
+    group.handle_timeout(Moment(4_000));
+    assert_eq!(group.role(), Role::Leading);
+    group.handle_link_up(member, Moment(4_000));
+    let mut end = HostEnd::new(HostSettings::new(member), Incarnation(1), Moment(4_000));
+    end.handle_link_up(UnitId(1), Moment(4_000));
+    let mut beats = std::iter::from_fn(|| end.poll_transmit());
+    let first = beats.next().unwrap().message;
+    group.handle(member, first, Moment(4_000)).unwrap();
+    end.handle_timeout(Moment(5_000));
+    let second = std::iter::from_fn(|| end.poll_transmit()).last().unwrap().message;
+    group.handle(member, second, Moment(5_000)).unwrap();
+    while group.poll_transmit().is_some() {}
+    group.handle_timeout(Moment(15_000));
+    std::iter::from_fn(|| group.poll_transmit()).filter(|(to, _)| *to == To::Units).count()
+}
+
+#[test]
+fn a_leader_that_could_not_run_passes_nothing_on() {
+    assert_eq!(passed_on_late(), 0);
+    PLANTED.set(Some(Bug::LeaderPassesOld));
+    let late = passed_on_late();
+    PLANTED.set(None);
+    assert_eq!(late, 1, "the planted bug is not found");
 }
 
 #[test]
@@ -79,7 +115,7 @@ fn every_planted_bug_is_found() {
     for bug in BUGS {
         PLANTED.set(Some(bug));
         let first = dice.roll(1 << 40);
-        let found = (first..first + 200).enumerate().find_map(|(n, seed)| Some((n + 1, converge(plan(seed)).err()?)));
+        let found = (first..first + 600).enumerate().find_map(|(n, seed)| Some((n + 1, converge(plan(seed)).err()?)));
         PLANTED.set(None);
         match found {
             Some((n, why)) => println!("{bug:?}: found by schedule {n}: {}", &why[..why.len().min(150)]),
@@ -89,7 +125,7 @@ fn every_planted_bug_is_found() {
     assert!(unfound.is_empty(), "not found: {unfound:?}");
 }
 
-const BUGS: [Bug; 22] = [
+const BUGS: [Bug; 21] = [
     Bug::VersionIgnored,
     Bug::ReplayTaken,
     Bug::StaleLifeTaken,
@@ -108,7 +144,6 @@ const BUGS: [Bug; 22] = [
     Bug::GoodbyeForgotten,
     Bug::VouchedIsSaid,
     Bug::LeaderMakesUp,
-    Bug::LeaderPassesOld,
     Bug::LeaderNotMissed,
     Bug::LeadersStay,
     Bug::NoLeaderNoBeat,

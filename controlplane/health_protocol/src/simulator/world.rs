@@ -307,6 +307,10 @@ impl World {
     fn resume(&mut self, node: Node) {
         if self.paused.remove(&node) {
             self.tick(node);
+            if self.dice.per_mille(500) {
+                // It was about to send when it was stopped.
+                self.flush(node);
+            }
             // A driver that finds it has slept closes its connections: what waits in them is of the past.
             let mut peers = Vec::new();
             for conn in self.conns.values_mut() {
@@ -499,7 +503,8 @@ pub(crate) fn converge(plan: Plan) -> Result<(u64, World), String> {
     }
     world.heal();
     let settled = world.settle(PEACE.as_millis().try_into().unwrap());
-    settled.map(|time| (time, world)).map_err(|why| format!("seed {seed}: {why}"))
+    let led = settled.and_then(|time| world.lose_leaders().map(|()| time));
+    led.map(|time| (time, world)).map_err(|why| format!("seed {seed}: {why}"))
 }
 
 /// When the world begins, in ms.

@@ -150,6 +150,51 @@ impl World {
         Ok(())
     }
 
+    /// Kills all leaders: each has to be replaced within three heartbeats, and nobody else may be missed.
+    pub(crate) fn lose_leaders(&mut self) -> Result<(), String> {
+        if self.plan.group == 1 || self.plan.is_large() {
+            return Ok(());
+        }
+        // Time for leaders to name their deputies.
+        self.run(self.now + 3_000);
+        let leads = |simulated: &SimulatedHost| simulated.group.as_ref().is_some_and(|end| end.role() == Role::Leading);
+        let killed: Vec<u32> = (0..).zip(&self.hosts).filter(|(_, host)| leads(host)).map(|(host, _)| host).collect();
+        // Who has begun only now is no concern of this.
+        let follows = |host: u32| {
+            let group = self.hosts[usize::try_from(host).unwrap()].group.as_ref();
+            group.is_some_and(|end| matches!(end.role(), Role::Following(_)))
+        };
+        let is_known = |host: u32| (0..self.plan.units).all(|unit| self.agrees(unit, host).is_ok());
+        let watched: Vec<bool> = (0..self.plan.hosts).map(|host| follows(host) && is_known(host)).collect();
+        killed.iter().for_each(|host| self.stop(Node::Host(*host)));
+        let three = self.now + 3_000 + 2 * self.plan.delay;
+        for _ in 0..60 {
+            self.run(self.now + 100);
+            for ((host, simulated), _) in (0..).zip(&self.hosts).zip(&watched).filter(|(_, watched)| **watched) {
+                let Some(truth) = &simulated.end else { continue };
+                for (unit, end) in
+                    self.units.iter().enumerate().filter_map(|(unit, known)| Some((unit, known.end.as_ref()?)))
+                {
+                    let presence = end.host(HostId(host)).map(crate::CachedHost::presence);
+                    if presence != Some(Presence::Live) {
+                        let life = truth.incarnation();
+                        return Err(format!(
+                            "{} ms: leaders {killed:?} are dead, and unit {unit} takes host {host} (life {life}) for {presence:?}",
+                            self.now
+                        ));
+                    }
+                }
+            }
+            let size = usize::try_from(self.plan.group).unwrap();
+            let mut groups = self.hosts.chunks(size).zip(watched.chunks(size)).enumerate();
+            let unled = groups.find(|(_, (group, watched))| watched.contains(&true) && !group.iter().any(leads));
+            if let (true, Some((at, _))) = (self.now > three, unled) {
+                return Err(format!("{} ms: group {at} has had no leader for three heartbeats", self.now));
+            }
+        }
+        self.broken.take().map_or(Ok(()), Err)
+    }
+
     /// How long to run until all caches are right, at most `longest` ms; the reason why not.
     pub(crate) fn settle(&mut self, longest: u64) -> Result<u64, String> {
         let begun = self.now;
