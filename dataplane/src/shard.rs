@@ -706,6 +706,8 @@ const STAGES: usize = 3;
 const ERRORS_PER_SECOND: u32 = 1000;
 /// DF, in the first byte of an IPv4 header's fragment field.
 const DONT_FRAGMENT: u8 = 0x40;
+/// MF, in the same field's 16 bits.
+const MORE_FRAGMENTS: u16 = 0x2000;
 /// Milliseconds for a round through a table.
 const SWEEP_PERIOD: usize = 5_000;
 const SWEEP_AT_ONCE: usize = 64;
