@@ -176,7 +176,7 @@ drop_reasons! {
     Icmp = "icmp",
     /// An ICMP error about a tunnel packet of the unit's own, which was heard and goes no further.
     TunnelError = "tunnel_error",
-    /// ICMP over its rate limit.
+    /// Echo requests beyond the rate at which they are answered.
     IcmpRate = "icmp_rate",
     /// To a VIP, but a protocol that no service has.
     Protocol = "protocol",
