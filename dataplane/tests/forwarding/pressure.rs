@@ -74,7 +74,7 @@ fn what_a_unit_says_by_itself_has_a_rate() {
         let mut setup = Setup::new(mode);
         setup.parts.services.iter_mut().for_each(|service| service.no_endpoint = NoEndpoint::Reset);
         setup.parts.endpoints.iter_mut().for_each(|endpoint| endpoint.directive = Directive::Inactive);
-        let mut lab = Lab::new(Setup { pending: 2048, divert_ring: 2048, ..setup });
+        let mut lab = Lab::new(Setup { divert_ring: 4096, ..setup });
         (0..1200).for_each(|n| lab.arrive(0, 0, &ping(family, n)));
         lab.run();
         lab.check();
