@@ -72,6 +72,11 @@ fn full_nat_serves_ipv4() {
 }
 
 #[test]
+fn full_nat_serves_ipv6() {
+    serves("fullnat6", &["--mode", "full-nat", "--ipv6"]);
+}
+
+#[test]
 fn full_nat_serves_ipv4_clients_by_ipv6_hosts() {
     serves("across4", &["--mode", "full-nat", "--across"]);
 }

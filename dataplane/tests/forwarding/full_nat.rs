@@ -384,14 +384,14 @@ fn a_binding_says_all_and_brings_a_connection_back_by_its_port() {
 }
 
 /// Frames that a frame makes the unit send.
-fn sends(lab: &mut Lab, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+pub(crate) fn sends(lab: &mut Lab, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
     lab.arrive(0, port, frame);
     lab.run();
     lab.wire.raw().into_iter().map(|(_, port, frame)| (port, frame)).collect()
 }
 
 /// The MTU that an ICMP error to somebody tells.
-fn told(frame: &[u8], to: IpAddr) -> u32 {
+pub(crate) fn told(frame: &[u8], to: IpAddr) -> u32 {
     let parts = Dissection::of(frame).unwrap();
     assert_eq!(parts.addresses.destination(), to);
     let message = parts.payload(frame);
@@ -439,7 +439,7 @@ fn what_becomes_too_long_is_told_to_its_sender() {
 }
 
 /// "Too big" (of 1400 bytes) about a frame, from a router.
-fn too_big(about: &[u8], to: [u8; 6]) -> Vec<u8> {
+pub(crate) fn too_big(about: &[u8], to: [u8; 6]) -> Vec<u8> {
     let parts = Dissection::of(about).unwrap();
     let packet = &about[parts.ip..parts.end];
     let router: IpAddr =
