@@ -41,7 +41,7 @@ fn in_any_order_by_any_queue_a_datagram_arrives_whole() {
         let mut lab = lab(4);
         for (round, order) in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]].into_iter().enumerate() {
             for client in 0..8 {
-                let id = 0xabc0_0000 | u32::from(client) * 10 + round as u32;
+                let id = 0xabc0_0000 | (u32::from(client) * 10 + round as u32);
                 let question = frames::datagram(MACS[0], family.client(client), family.vip(DNS), &pattern(4000));
                 let parts = fragments(&question, id, 1200);
                 for (queue, at) in order.into_iter().enumerate() {
