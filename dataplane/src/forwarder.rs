@@ -321,7 +321,7 @@ impl Forwarder {
             }
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
-                    self.deliver_full_nat(packet, parsed, endpoint, mode, value, farm)
+                    full_nat::deliver(packet, parsed, endpoint, mode, value, &self.translations, farm)
                 } else {
                     rewrite::deliver(packet, parsed.headers(), endpoint, mode, value, farm).map(Fate::Send)
                 };

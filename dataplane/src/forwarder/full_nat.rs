@@ -15,7 +15,7 @@ use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::rewrite::{self, Stop};
 use crate::route_table::{Action, Mode};
-use crate::translation::{self, Family, PoolPort, Translation, size_after, translate_both};
+use crate::translation::{self, Family, PoolPort, Translation, TranslationTable, size_after, translate_both};
 
 /// Where a packet goes, and from whom its receiver sees it come.
 #[derive(Debug, Clone, Copy)]
@@ -25,67 +25,67 @@ pub(super) struct Way {
     pub(super) hop: Hop,
 }
 
+/// Translates a packet as its route says and returns how it leaves; `endpoint`, `mode` and `value` are the route's.
+pub(super) fn deliver<P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    translations: &TranslationTable,
+    farm: &Farm,
+) -> Result<Fate, Stop> {
+    if parsed.ttl <= 1 {
+        return Err(Stop::Drop(DropReason::Ttl));
+    }
+    let Way { source, destination, hop } = way(&parsed.key, endpoint, mode, value, translations, farm)?;
+    let mtu = farm.ports[usize::from(hop.port)].mtu;
+    let fate = match (Family::of(parsed.key.source().ip()), Family::of(destination.ip())) {
+        (Family::V4, Family::V6) => {
+            fits_v6(packet.data_mut(), parsed, mode, mtu)?;
+            Fate::Send(hop.port)
+        }
+        (Family::V6, Family::V4) if size_after(parsed, Family::V4) > mtu => {
+            if !translation::may_be_fragmented(packet.data(), parsed) {
+                return Err(Stop::TooBig(mtu.saturating_add(HEADER_DIFFERENCE)));
+            }
+            Fate::Pieces(hop.port, mtu)
+        }
+        (from, to) if from == to && parsed.ip_len > mtu => return Err(Stop::TooBig(mtu)),
+        _ => Fate::Send(hop.port),
+    };
+    rewrite::decrement_ttl(packet.data_mut(), parsed.headers());
+    translate_both(packet, parsed, source, destination).map_err(Stop::Drop)?;
+    packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+    Ok(fate)
+}
+
+/// The ends and the next hop of packets with this key, by their route.
+pub(super) fn way(
+    key: &Key,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    translations: &TranslationTable,
+    farm: &Farm,
+) -> Result<Way, Stop> {
+    if mode == Mode::FullNat {
+        let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
+        let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
+        let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
+        return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
+    }
+    let gone = Stop::Drop(DropReason::NoRoute);
+    let Translation { client, vip, port } = translations.find(slot(value)).ok_or(gone)?;
+    let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
+    let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
+        NoHop::NoRoute => gone,
+        NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
+    })?;
+    Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
+}
+
 impl Forwarder {
-    /// Translates a packet as its route says and returns how it leaves; `endpoint`, `mode` and `value` are the route's.
-    pub(super) fn deliver_full_nat<P: Packet>(
-        &self,
-        packet: &mut P,
-        parsed: &Parsed,
-        endpoint: EndpointId,
-        mode: Mode,
-        value: u64,
-        farm: &Farm,
-    ) -> Result<Fate, Stop> {
-        if parsed.ttl <= 1 {
-            return Err(Stop::Drop(DropReason::Ttl));
-        }
-        let Way { source, destination, hop } = self.way(&parsed.key, endpoint, mode, value, farm)?;
-        let mtu = farm.ports[usize::from(hop.port)].mtu;
-        let fate = match (Family::of(parsed.key.source().ip()), Family::of(destination.ip())) {
-            (Family::V4, Family::V6) => {
-                fits_v6(packet.data_mut(), parsed, mode, mtu)?;
-                Fate::Send(hop.port)
-            }
-            (Family::V6, Family::V4) if size_after(parsed, Family::V4) > mtu => {
-                if !translation::may_be_fragmented(packet.data(), parsed) {
-                    return Err(Stop::TooBig(mtu.saturating_add(HEADER_DIFFERENCE)));
-                }
-                Fate::Pieces(hop.port, mtu)
-            }
-            (from, to) if from == to && parsed.ip_len > mtu => return Err(Stop::TooBig(mtu)),
-            _ => Fate::Send(hop.port),
-        };
-        rewrite::decrement_ttl(packet.data_mut(), parsed.headers());
-        translate_both(packet, parsed, source, destination).map_err(Stop::Drop)?;
-        packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
-        Ok(fate)
-    }
-
-    /// The ends and the next hop of packets with this key, by their route.
-    pub(super) fn way(
-        &self,
-        key: &Key,
-        endpoint: EndpointId,
-        mode: Mode,
-        value: u64,
-        farm: &Farm,
-    ) -> Result<Way, Stop> {
-        if mode == Mode::FullNat {
-            let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
-            let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
-            let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
-            return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
-        }
-        let gone = Stop::Drop(DropReason::NoRoute);
-        let Translation { client, vip, port } = self.translations.find(slot(value)).ok_or(gone)?;
-        let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
-        let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
-            NoHop::NoRoute => gone,
-            NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
-        })?;
-        Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
-    }
-
     /// The action with a pool's port that is free towards its endpoint: the one that it names already, if it may have that; `None`
     /// if none of those tried is.
     pub(super) fn with_pool_port(&mut self, key: &Key, action: Action, farm: &Farm, now: u32) -> Option<Action> {

@@ -7,7 +7,7 @@ use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::Farm;
 use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Fate, Forwarder};
-use weir_dataplane::packet::{HeapPacket, Packet};
+use weir_dataplane::packet::{Burst, HeapPacket, Packet};
 use weir_dataplane::parse::parse;
 use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, Mode, Route, State};
@@ -323,6 +323,36 @@ fn opens(forwarder: &mut Forwarder, farm: &Farm, family: Family, client: u16, ho
     let fate = forwarder.install(&mut packet, &parsed, Route { action, state: State::Opening }, true, farm, now);
     forwarder.tell_notices(|_| true);
     fate
+}
+
+#[test]
+fn an_established_connection_is_forwarded_by_bursts() {
+    families(|family, hosts| {
+        let farm = Farm::new(setup(family, hosts).parts);
+        let mut forwarder = small_forwarder(8);
+        assert_eq!(opens(&mut forwarder, &farm, family, 1, 0, 0), Fate::Send(1));
+        // The first request goes one by one, and makes it established.
+        let one_by_one = |forwarder: &mut Forwarder, port: usize, frame: &[u8]| {
+            let mut packet = HeapPacket::new(frame);
+            let parsed = parse(frame, MACS[port]).unwrap();
+            assert_eq!(forwarder.forward_one(&mut packet, &parsed, &farm, 1), Fate::Send(1 - port as u16));
+            packet.data().to_vec()
+        };
+        let in_bursts = |forwarder: &mut Forwarder, port: usize, frame: &[u8]| {
+            let mut burst: Burst<_> = [HeapPacket::new(frame), HeapPacket::new(frame)].into_iter().collect();
+            let departures = forwarder.forward(&mut burst, port as u16, &farm, 2);
+            assert_eq!(departures[..2], [1 - port as u16; 2]);
+            assert_eq!(burst[0], burst[1]);
+            burst[0].data().to_vec()
+        };
+        let request = data(family, 1, HTTP, b"request");
+        let there = one_by_one(&mut forwarder, 0, &request);
+        assert_eq!(in_bursts(&mut forwarder, 0, &request), there);
+        let reply = answer(&Seen::of(0, 1, &there), Flags::ACK, b"reply");
+        let here = one_by_one(&mut forwarder, 1, &reply);
+        assert_eq!(in_bursts(&mut forwarder, 1, &reply), here);
+        assert_eq!(Seen::of(0, 0, &here).destination, family.client(1));
+    });
 }
 
 #[test]
