@@ -76,7 +76,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let ring = format!("net_ring{number}");
         let started = IdlePort::ring_loop(eal, &ring, 1, 2048)?.start(&PortConfig::default(), pool)?;
         let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
-        let tally = Arc::new(Tally { done: AtomicU64::new(0), delays: Mutex::new(Histogram::new_with_bounds(1, u32::MAX.into(), 3)?) });
+        let tally = Arc::new(Tally {
+            done: AtomicU64::new(0),
+            delays: Mutex::new(Histogram::new_with_bounds(1, u32::MAX.into(), 3)?),
+        });
         let world = Clients {
             queue: queue.ok_or("no queue")?,
             clients,
