@@ -9,7 +9,9 @@
 //! In tunnels the harness takes the outer header off again and makes the frame as long as it was (and alone it puts an empty one on
 //! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+#[allow(dead_code, reason = "the other bench uses other parts")]
+mod farm;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,18 +19,16 @@ use std::time::Duration;
 use clap::Parser;
 use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
-use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
-use weir_dataplane::flow::{FlowHash, Key, Key4, Key6, protocol};
+use weir_dataplane::flow::FlowHash;
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, Route, State};
 use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
-use weir_dataplane::translation::PoolPorts;
-use weir_dataplane::tunneler::Tunnel;
 use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
-use weir_health_load::Directive;
-use weir_identity::{ApplicationId, EndpointId, HostId, Moment, ServiceId};
+use weir_identity::{EndpointId, Moment};
+
+use crate::farm::{ENDPOINTS, Frame};
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -176,13 +176,21 @@ fn forward(
     let (link, mut classifier) = shard::link(1024, 1024);
     let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
     let ports = vec![ShardPort::new(Ok(feeder), Twin::Itself)];
-    let mut shard = Shard::new(0, Arc::new(farm(mode)?), forwarder, ports, neighbours, vec![link], BURST);
+    let mut shard = Shard::new(
+        0,
+        Arc::new(farm::farm(mode, IdleTimeouts::default())?),
+        forwarder,
+        ports,
+        neighbours,
+        vec![link],
+        BURST,
+    );
     let now = Moment(1);
     while wanted.peek().is_some() {
         while let Some(&(six, flow)) = wanted.peek() {
             let endpoint = EndpointId(u32::try_from(flow % ENDPOINTS)?);
             let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state: State::Established };
-            if classifier.plumbs.push(Plumb::Replace(Generator::key(six, flow), route)).is_err() {
+            if classifier.plumbs.push(Plumb::Replace(farm::key(six, flow), route)).is_err() {
                 break;
             }
             wanted.next();
@@ -331,21 +339,6 @@ impl Generator {
         }
         frame.write(self.flows.next(), packet.data_mut());
     }
-
-    /// The route that a flow's packets of one kind need.
-    fn key(six: bool, flow: u64) -> Key {
-        let (address, port) = client(flow);
-        let [high, low] = port.to_be_bytes();
-        let ports = [high, low, 0, 80];
-        if six {
-            let mut source = CLIENT6;
-            source[12..].copy_from_slice(&address.to_be_bytes());
-            Key::V6(Key6 { source, destination: VIP6.octets(), ports, protocol: protocol::TCP })
-        } else {
-            let (source, destination) = (address.to_be_bytes(), VIP.octets());
-            Key::V4(Key4 { source, destination, ports, protocol: protocol::TCP })
-        }
-    }
 }
 
 /// The flows' numbers in random order.
@@ -364,129 +357,6 @@ impl Flows {
     }
 }
 
-/// Client address and port of a flow.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "a flow number taken apart")]
-fn client(flow: u64) -> (u32, u16) {
-    (0x0a00_0000 | (flow >> 12) as u32, 1024 + (flow & 0xfff) as u16)
-}
-
-/// A packet of no flow in particular.
-#[derive(Debug, Clone)]
-struct Frame {
-    bytes: Vec<u8>,
-    six: bool,
-}
-
-impl Frame {
-    /// One whose IP packet is `len` bytes long, or as long as its headers are.
-    fn new(six: bool, len: usize) -> Self {
-        let len = len.max(if six { 60 } else { 40 });
-        let [high, low] = u16::try_from(if six { len - 40 } else { len }).unwrap_or(u16::MAX).to_be_bytes();
-        let mut frame = Vec::new();
-        frame.extend(MAC);
-        frame.extend([2, 0, 0, 0, 0, 9]);
-        let tcp = [0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0x12, 0x34, 0, 0];
-        if six {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, 6, 64]);
-            frame.extend(Ipv6Addr::UNSPECIFIED.octets());
-            frame.extend(VIP6.octets());
-        } else {
-            frame.extend([8, 0, 0x45, 0, high, low, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 0]);
-            frame.extend(VIP.octets());
-        }
-        frame.extend(tcp);
-        frame.resize((14 + len).max(60), 0);
-        if !six {
-            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
-            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
-            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
-        }
-        Self { bytes: frame, six }
-    }
-
-    /// Bytes of its headers.
-    fn headers(&self) -> usize {
-        if self.six { 74 } else { 54 }
-    }
-
-    /// Writes the headers of a flow over those of a packet that has been forwarded.
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "words of a sum")]
-    fn write(&self, flow: u64, frame: &mut [u8]) {
-        let (address, port) = client(flow);
-        if self.six {
-            frame[..14].copy_from_slice(&self.bytes[..14]);
-            frame[14..22].copy_from_slice(&self.bytes[14..22]);
-            frame[22..34].copy_from_slice(&CLIENT6[..12]);
-            frame[34..38].copy_from_slice(&address.to_be_bytes());
-            frame[38..54].copy_from_slice(&self.bytes[38..54]);
-            frame[54..56].copy_from_slice(&port.to_be_bytes());
-            return;
-        }
-        let frame: &mut [u8; 38] = match frame.first_chunk_mut() {
-            Some(frame) => frame,
-            None => return,
-        };
-        let template: &[u8; 38] = match self.bytes.first_chunk() {
-            Some(template) => template,
-            None => return,
-        };
-        *frame = *template;
-        // What the address adds to the header's sum the identification takes away again, so that the checksum stays.
-        frame[18..20].copy_from_slice(&(!(address as u16)).to_be_bytes());
-        frame[26..30].copy_from_slice(&address.to_be_bytes());
-        frame[34..36].copy_from_slice(&port.to_be_bytes());
-    }
-}
-
-fn farm(mode: Mode) -> Result<Farm, Box<dyn std::error::Error>> {
-    let service = |id, vip| Service {
-        id: ServiceId(id),
-        protocol: protocol::TCP,
-        ports: vec![80..=80],
-        mode,
-        no_endpoint: NoEndpoint::Drop,
-        vip,
-    };
-    let vip = |address: IpAddr| Vip { address, services: vec![], on_link: vec![0] };
-    let host = |n: u64| Ipv4Addr::from(0x0afe_0001 + u32::try_from(n).unwrap_or(0));
-    let endpoint = |n: u64| Endpoint {
-        service: 0,
-        host: HostId(u32::try_from(n).unwrap_or(0)),
-        application: ApplicationId(1),
-        address: host(n).into(),
-        port: matches!(mode, Mode::Nat | Mode::FullNat).then_some(8080),
-        directive: Directive::Active,
-        backup: false,
-        tunnel: match mode {
-            Mode::Ipip => Tunnel::ipip(UNIT.into(), host(n).into()),
-            Mode::Gue => Tunnel::gue(UNIT.into(), host(n).into(), 6080),
-            _ => None,
-        },
-        pool: (mode == Mode::FullNat).then_some(0),
-        local: None,
-        hop: None,
-    };
-    // Four addresses have room for millions of connections to 64 endpoints.
-    let pool = || PoolPorts::new((1..=4).map(|n| Ipv4Addr::new(10, 253, 0, n).into()).collect(), 1024..=65535, 1);
-    Ok(Farm::new(FarmParts {
-        generation: 1,
-        vips: vec![vip(VIP.into()), vip(VIP6.into())],
-        services: vec![service(1, 0), service(2, 1)],
-        endpoints: (0..ENDPOINTS).map(endpoint).collect(),
-        pools: if mode == Mode::FullNat { vec![pool()?] } else { vec![] },
-        ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
-        timeouts: IdleTimeouts::default(),
-        prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
-        neighbours: (0..ENDPOINTS)
-            .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
-            .collect(),
-    }))
-}
-
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const V4: &[bool] = &[false];
 const V6: &[bool] = &[true];
 const BOTH: &[bool] = &[false, true];
@@ -494,10 +364,5 @@ const BOTH: &[bool] = &[false, true];
 const PLAIN: &[usize] = &[0];
 /// 7:4:1, spread.
 const IMIX: &[usize] = &[0, 576, 0, 0, 576, 0, 1500, 0, 576, 0, 0, 576];
-const UNIT: Ipv4Addr = Ipv4Addr::new(10, 254, 255, 1);
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
-const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
-const CLIENT6: [u8; 16] = [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-const ENDPOINTS: u64 = 64;
 /// Buffers in the loop.
 const IN_FLIGHT: usize = 1024;

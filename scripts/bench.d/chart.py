@@ -9,8 +9,8 @@ STYLE = "text{font:13px sans-serif;fill:#222}.small{font-size:11px}"
 
 def draw(rows):
     """The picture as text."""
-    ours = [row for row in rows if row["name"].startswith("weir ")]
-    marks = [row for row in rows if row["packet_bytes"] and row not in ours]
+    ours = [row for row in rows if row["name"].startswith("weir ") and row["mode"] != "connections"]
+    marks = [row for row in rows if row["packet_bytes"] and not row["name"].startswith("weir ")]
     cases = list(dict.fromkeys(row["name"] for row in ours))
     flows = sorted({row["flows"] for row in ours})
     top = max([row["best"] for row in ours + marks], default=1) * 1.05
