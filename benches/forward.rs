@@ -2,10 +2,16 @@
 //!
 //! A ring port's loop holds a thousand buffers; when one is sent the harness writes the headers of another established flow
 //! into it, in random order over all flows, since a thousand buffers are not a million flows. That costs time too: the harness alone
-//! is measured as a case of its own and not subtracted. Rates are per core of the thread's own CPU time. `scripts/bench` runs this
-//! beside the yardsticks and makes a table of both.
+//! is measured as a case of its own and not subtracted; it has more to do in some cases, which `harness-ipip`, `harness-gue` and
+//! `harness-mixed` measure. Rates are per core of the thread's own CPU time. `scripts/bench` runs this beside the yardsticks and makes a
+//! table of both.
+//!
+//! In tunnels the harness takes the outer header off again and makes the frame as long as it was (and alone it puts an empty one on
+//! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+#[allow(dead_code, reason = "the other bench uses other parts")]
+mod farm;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,23 +19,23 @@ use std::time::Duration;
 use clap::Parser;
 use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
-use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
-use weir_dataplane::flow::{FlowHash, Key, Key4, Key6, protocol};
+use weir_dataplane::flow::FlowHash;
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, Route, State};
 use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
 use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
-use weir_health_load::Directive;
-use weir_identity::{ApplicationId, EndpointId, HostId, Moment, ServiceId};
+use weir_identity::{EndpointId, Moment};
+
+use crate::farm::{ENDPOINTS, Frame};
 
 #[derive(Debug, Parser)]
 struct Options {
     /// Flows of each case.
     #[arg(long, value_delimiter = ',', default_value = "1,65536,1048576")]
     flows: Vec<u64>,
-    /// Cases: harness, dsr, nat, dsr6.
+    /// Cases: dsr, nat, dsr6, full-nat, ipip, gue, mixed; harness, harness-ipip, harness-gue, harness-mixed.
     #[arg(long, value_delimiter = ',', default_value = "harness,dsr")]
     cases: Vec<String>,
     /// How long each measurement takes, in milliseconds of CPU time.
@@ -57,24 +63,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 4095, cache: 256, data_room: 2048 })?;
     let mut number = 0;
-    for case in &options.cases {
+    for name in &options.cases {
+        let (case, alone) = Case::of(name)?;
         for &flows in &options.flows {
             number += 1;
-            let name = format!("net_ring{number}");
-            let started = IdlePort::ring_loop(eal, &name, 1, 2048)?.start(&PortConfig::default(), pool)?;
+            let ring = format!("net_ring{number}");
+            let started = IdlePort::ring_loop(eal, &ring, 1, 2048)?.start(&PortConfig::default(), pool)?;
             let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
             let generator = Generator::new(case, flows);
             let feeder = Feeder { queue: queue.ok_or("no queue")?, generator, fill: Arc::default() };
-            let mut rates = match case.as_str() {
-                "harness" => harness(feeder, &options),
-                _ => forward(case, feeder, flows, &options)?,
-            };
+            let bytes = case.packet_bytes(&feeder.generator);
+            let mut rates =
+                if alone { harness(case, feeder, &options) } else { forward(name, case, feeder, flows, &options)? };
             rates.sort_by(f64::total_cmp);
             let (median, best) = (rates[rates.len() / 2], rates[rates.len() - 1]);
             println!(
-                "{{\"name\":\"weir {case}\",\"flows\":{flows},\"packet_bytes\":{},\"mode\":\"{case}\",\
+                "{{\"name\":\"weir {name}\",\"flows\":{flows},\"packet_bytes\":{bytes},\"mode\":\"{name}\",\
                  \"mpps_per_core\":{median:.2},\"best\":{best:.2},\"ns_per_packet\":{:.2}}}",
-                if case == "dsr6" { 74 } else { 64 },
                 1000.0 / median
             );
         }
@@ -82,12 +87,66 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Case {
+    mode: Mode,
+    /// Which families the packets are of, in turn.
+    families: &'static [bool],
+    /// IP packets' lengths, in turn; none of them shorter than its headers.
+    lengths: &'static [usize],
+}
+
+impl Case {
+    /// A case by its name, and whether it is the harness alone.
+    fn of(name: &str) -> Result<(Self, bool), String> {
+        let alone = name.strip_prefix("harness");
+        let (mode, families, lengths) = match alone.map_or(name, |rest| rest.strip_prefix('-').unwrap_or("dsr")) {
+            "dsr" => (Mode::Dsr, V4, PLAIN),
+            "dsr6" => (Mode::Dsr, V6, PLAIN),
+            "nat" => (Mode::Nat, V4, PLAIN),
+            "full-nat" => (Mode::FullNat, V4, PLAIN),
+            "ipip" => (Mode::Ipip, V4, PLAIN),
+            "gue" => (Mode::Gue, V4, PLAIN),
+            "mixed" => (Mode::Dsr, BOTH, IMIX),
+            _ => return Err(format!("no case is called {name}")),
+        };
+        Ok((Self { mode, families, lengths }, alone.is_some()))
+    }
+
+    /// So many of the flows are of each family.
+    fn flows_of_family(self, flows: u64) -> u64 {
+        if self.families == BOTH { (flows / 2).max(1) } else { flows }
+    }
+
+    /// Bytes of the outer header that packets leave with.
+    fn overhead(self) -> usize {
+        match self.mode {
+            Mode::Ipip => 20,
+            Mode::Gue => 32,
+            _ => 0,
+        }
+    }
+
+    /// What a packet has on the wire (of IPv4 with its check sequence); of several kinds the mean.
+    fn packet_bytes(self, generator: &Generator) -> usize {
+        let frames = &generator.frames;
+        let on_wire = |frame: &Frame| frame.bytes.len() + if frame.six && self.families == V6 { 0 } else { 4 };
+        frames.iter().map(on_wire).sum::<usize>() / frames.len()
+    }
+}
+
 /// The harness alone: receive, write another flow's headers, send.
-fn harness(mut feeder: Feeder, options: &Options) -> Vec<f64> {
+fn harness(case: Case, mut feeder: Feeder, options: &Options) -> Vec<f64> {
     feeder.fill();
     let mut burst = Burst::new();
     measure(options, |_| {
         feeder.receive(&mut burst);
+        if case.overhead() > 0 {
+            for packet in &mut burst {
+                packet.prepend(case.overhead());
+            }
+        }
         let count = burst.len();
         feeder.send(&mut burst);
         count as u64
@@ -95,36 +154,50 @@ fn harness(mut feeder: Feeder, options: &Options) -> Vec<f64> {
 }
 
 /// The whole dataplane with a route for each flow.
-fn forward(case: &str, feeder: Feeder, flows: u64, options: &Options) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
-    let mode = if case == "nat" { Mode::Nat } else { Mode::Dsr };
-    let six = case == "dsr6";
-    let capacity = usize::try_from(flows)?.max(1024) * if mode == Mode::Nat { 2 } else { 1 };
+fn forward(
+    name: &str,
+    case: Case,
+    feeder: Feeder,
+    flows: u64,
+    options: &Options,
+) -> Result<Vec<f64>, Box<dyn std::error::Error>> {
+    let mode = case.mode;
+    let capacity = usize::try_from(flows)?.max(1024) * if matches!(mode, Mode::Nat | Mode::FullNat) { 2 } else { 1 };
     let forwarder = Forwarder::new(&Settings {
         shard: 0,
         shards: 1,
-        routes_ipv4: if six { 1 } else { capacity },
-        routes_ipv6: if six { capacity } else { 1 },
+        routes_ipv4: if case.families.contains(&false) { capacity } else { 1 },
+        routes_ipv6: if case.families.contains(&true) { capacity } else { 1 },
         hash: FlowHash::new(0x5745_4952),
     })?;
-    let (generator, fill) = (feeder.generator.clone(), Arc::clone(&feeder.fill));
+    let fill = Arc::clone(&feeder.fill);
+    let wanted = (0..case.flows_of_family(flows)).flat_map(|flow| case.families.iter().map(move |six| (*six, flow)));
+    let mut wanted = wanted.peekable();
     let (link, mut classifier) = shard::link(1024, 1024);
     let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
     let ports = vec![ShardPort::new(Ok(feeder), Twin::Itself)];
-    let mut shard = Shard::new(0, Arc::new(farm(mode)), forwarder, ports, neighbours, vec![link], BURST);
-    let mut now = Moment(1);
-    let mut installed = 0;
-    while installed < flows {
-        while installed < flows {
-            let endpoint = EndpointId(u32::try_from(installed % ENDPOINTS)?);
+    let mut shard = Shard::new(
+        0,
+        Arc::new(farm::farm(mode, IdleTimeouts::default())?),
+        forwarder,
+        ports,
+        neighbours,
+        vec![link],
+        BURST,
+    );
+    let now = Moment(1);
+    while wanted.peek().is_some() {
+        while let Some(&(six, flow)) = wanted.peek() {
+            let endpoint = EndpointId(u32::try_from(flow % ENDPOINTS)?);
             let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state: State::Established };
-            if classifier.plumbs.push(Plumb::Replace(generator.key(installed), route)).is_err() {
+            if classifier.plumbs.push(Plumb::Replace(farm::key(six, flow), route)).is_err() {
                 break;
             }
-            installed += 1;
+            wanted.next();
         }
+        // No time goes by: the first of a hundred million routes would be too old when the last one is there.
         shard.turn(now);
         drain(&mut classifier);
-        now = Moment(now.0 + 1);
     }
     for _ in 0..100 {
         shard.turn(now);
@@ -142,7 +215,7 @@ fn forward(case: &str, feeder: Feeder, flows: u64, options: &Options) -> Result<
     });
     let after = shard.forwarder().counters;
     if after.diverted > counters.diverted || shard.forwarder().drops.total() > 0 {
-        return Err(format!("{case}: packets were diverted or dropped: {after:?} {:?}", shard.forwarder().drops).into());
+        return Err(format!("{name}: packets were diverted or dropped: {after:?} {:?}", shard.forwarder().drops).into());
     }
     Ok(rates)
 }
@@ -188,8 +261,9 @@ impl Feeder {
         for _ in 0..IN_FLIGHT / BURST {
             let mut burst = Burst::new();
             while let Some(mut packet) = self.queue.allocate().filter(|_| !burst.is_full()) {
-                packet.resize(self.generator.frame.len());
-                packet.data_mut().copy_from_slice(&self.generator.frame);
+                let frame = &self.generator.frames[0].bytes;
+                packet.resize(self.generator.overhead + frame.len());
+                packet.data_mut()[self.generator.overhead..].copy_from_slice(frame);
                 burst.push(packet);
             }
             self.send(&mut burst);
@@ -212,8 +286,15 @@ impl Queue for Feeder {
     fn send(&mut self, burst: &mut Burst<MbufPacket>) {
         // Now and not at reception: a processor that reads what it has just written in other pieces waits for it, and no port
         // makes it do that.
-        for packet in burst.iter_mut() {
-            self.generator.write(packet.data_mut());
+        let generator = &mut self.generator;
+        if let ([frame], 0) = (&generator.frames[..], generator.overhead) {
+            for packet in burst.iter_mut() {
+                frame.write(generator.flows.next(), packet.data_mut());
+            }
+        } else {
+            for packet in burst.iter_mut() {
+                generator.reshape(packet);
+            }
         }
         self.queue.send(burst);
     }
@@ -226,135 +307,62 @@ impl Queue for Feeder {
 /// Headers of established flows in random order.
 #[derive(Debug, Clone)]
 struct Generator {
-    frame: Vec<u8>,
-    six: bool,
-    mask: u64,
-    state: u64,
+    /// One for each kind of packet, in the order in which they come.
+    frames: Vec<Frame>,
+    next: usize,
+    overhead: usize,
+    flows: Flows,
 }
 
 impl Generator {
     /// Frames of `case` for a number of flows that is a power of two.
-    fn new(case: &str, flows: u64) -> Self {
+    fn new(case: Case, flows: u64) -> Self {
         assert!(flows.is_power_of_two() && flows <= 1 << 28, "{flows} flows: a power of two up to 2^28 is wanted");
-        let six = case == "dsr6";
-        let mut frame = Vec::new();
-        frame.extend(MAC);
-        frame.extend([2, 0, 0, 0, 0, 9]);
-        let tcp = [0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0x12, 0x34, 0, 0];
-        if six {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
-            frame.extend(Ipv6Addr::UNSPECIFIED.octets());
-            frame.extend(VIP6.octets());
-        } else {
-            frame.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 0]);
-            frame.extend(VIP.octets());
-        }
-        frame.extend(tcp);
-        frame.resize(frame.len().max(60), 0);
-        if !six {
-            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
-            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
-            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
-        }
-        Self { frame, six, mask: flows - 1, state: 1 }
-    }
-
-    /// Client address and port of a flow.
-    #[expect(clippy::cast_possible_truncation, reason = "a flow number taken apart")]
-    fn client(flow: u64) -> (u32, u16) {
-        (0x0a00_0000 | (flow >> 12) as u32, 1024 + (flow & 0xfff) as u16)
-    }
-
-    fn key(&self, flow: u64) -> Key {
-        let (address, port) = Self::client(flow);
-        let [high, low] = port.to_be_bytes();
-        let ports = [high, low, 0, 80];
-        if self.six {
-            let mut source = CLIENT6;
-            source[12..].copy_from_slice(&address.to_be_bytes());
-            Key::V6(Key6 { source, destination: VIP6.octets(), ports, protocol: protocol::TCP })
-        } else {
-            let (source, destination) = (address.to_be_bytes(), VIP.octets());
-            Key::V4(Key4 { source, destination, ports, protocol: protocol::TCP })
+        let frames = case.lengths.iter().flat_map(|len| case.families.iter().map(|six| Frame::new(*six, *len)));
+        Self {
+            frames: frames.collect(),
+            next: 0,
+            overhead: case.overhead(),
+            flows: Flows { mask: case.flows_of_family(flows) - 1, state: 1 },
         }
     }
 
-    /// Writes the headers of the next flow over those of a packet that has been forwarded.
+    /// Takes what forwarding has put before it off a packet, makes it as long as the next one is to be, and writes that.
+    fn reshape(&mut self, packet: &mut MbufPacket) {
+        packet.trim_front(self.overhead);
+        let frame = &self.frames[self.next];
+        self.next = if self.next + 1 == self.frames.len() { 0 } else { self.next + 1 };
+        packet.resize(frame.bytes.len());
+        if self.frames.len() > 1 {
+            // It may have been of the other family.
+            packet.data_mut()[..frame.headers()].copy_from_slice(&frame.bytes[..frame.headers()]);
+        }
+        frame.write(self.flows.next(), packet.data_mut());
+    }
+}
+
+/// The flows' numbers in random order.
+#[derive(Debug, Clone)]
+struct Flows {
+    mask: u64,
+    state: u64,
+}
+
+impl Flows {
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "words of a sum")]
-    fn write(&mut self, frame: &mut [u8]) {
+    fn next(&mut self) -> u64 {
         // An odd multiplier and an odd increment visit every flow before one comes again; the upper bits are the random ones.
         self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let (address, port) = Self::client((self.state >> 33) & self.mask);
-        if self.six {
-            frame[..14].copy_from_slice(&self.frame[..14]);
-            frame[14..22].copy_from_slice(&self.frame[14..22]);
-            frame[22..34].copy_from_slice(&CLIENT6[..12]);
-            frame[34..38].copy_from_slice(&address.to_be_bytes());
-            frame[38..54].copy_from_slice(&self.frame[38..54]);
-            frame[54..56].copy_from_slice(&port.to_be_bytes());
-            return;
-        }
-        let frame: &mut [u8; 38] = match frame.first_chunk_mut() {
-            Some(frame) => frame,
-            None => return,
-        };
-        let template: &[u8; 38] = match self.frame.first_chunk() {
-            Some(template) => template,
-            None => return,
-        };
-        *frame = *template;
-        // What the address adds to the header's sum the identification takes away again, so that the checksum stays.
-        frame[18..20].copy_from_slice(&(!(address as u16)).to_be_bytes());
-        frame[26..30].copy_from_slice(&address.to_be_bytes());
-        frame[34..36].copy_from_slice(&port.to_be_bytes());
+        (self.state >> 33) & self.mask
     }
 }
 
-fn farm(mode: Mode) -> Farm {
-    let service = |id, vip| Service {
-        id: ServiceId(id),
-        protocol: protocol::TCP,
-        ports: vec![80..=80],
-        mode,
-        no_endpoint: NoEndpoint::Drop,
-        vip,
-    };
-    let vip = |address: IpAddr| Vip { address, services: vec![], on_link: vec![0] };
-    let host = |n: u64| Ipv4Addr::from(0x0afe_0001 + u32::try_from(n).unwrap_or(0));
-    let endpoint = |n: u64| Endpoint {
-        service: 0,
-        host: HostId(u32::try_from(n).unwrap_or(0)),
-        application: ApplicationId(1),
-        address: host(n).into(),
-        port: (mode == Mode::Nat).then_some(8080),
-        directive: Directive::Active,
-        backup: false,
-        tunnel: None,
-        pool: None,
-        local: None,
-        hop: None,
-    };
-    Farm::new(FarmParts {
-        generation: 1,
-        vips: vec![vip(VIP.into()), vip(VIP6.into())],
-        services: vec![service(1, 0), service(2, 1)],
-        endpoints: (0..ENDPOINTS).map(endpoint).collect(),
-        pools: vec![],
-        ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
-        timeouts: IdleTimeouts::default(),
-        prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
-        neighbours: (0..ENDPOINTS)
-            .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
-            .collect(),
-    })
-}
-
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
-const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
-const CLIENT6: [u8; 16] = [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-const ENDPOINTS: u64 = 64;
+const V4: &[bool] = &[false];
+const V6: &[bool] = &[true];
+const BOTH: &[bool] = &[false, true];
+/// Nothing but headers.
+const PLAIN: &[usize] = &[0];
+/// 7:4:1, spread.
+const IMIX: &[usize] = &[0, 576, 0, 0, 576, 0, 1500, 0, 576, 0, 0, 576];
 /// Buffers in the loop.
 const IN_FLIGHT: usize = 1024;

@@ -31,6 +31,12 @@ fn nat_serves_where_one_side_has_a_smaller_mtu() {
 }
 
 #[test]
+fn fragments_go_from_family_to_family() {
+    serves("xdp-across", &["--mode", "full-nat", "--across"], 12);
+    serves("xdp-across-mtu", &["--mode", "full-nat", "--across", "--mtu", "1280"], 12);
+}
+
+#[test]
 fn nat_serves_by_two_queues() {
     serves("xdp-nat2", &["--mode", "nat", "--queues", "2"], 12);
 }

@@ -67,6 +67,11 @@ fn full_nat_sends_what_scapy_says() {
 }
 
 #[test]
+fn full_nat_fragments_are_what_scapy_says() {
+    check_group("full-nat-fragments", 45);
+}
+
+#[test]
 fn wrong_packets_are_dropped_for_the_named_reason() {
     check_group("wrong", 100);
 }

@@ -168,13 +168,15 @@ drop_reasons! {
     Fragment = "fragment",
     /// A fragment that overlaps another one, or is too small to be honest.
     BadFragment = "bad_fragment",
+    /// The first fragment of a UDP datagram that has no checksum, which IPv6 wants: RFC 7915 section 4.5.
+    NoChecksum = "no_checksum",
     /// The fragment table has no place left.
     FragmentTable = "fragment_table",
     /// ICMP to a VIP that is neither echo nor an error about a known flow.
     Icmp = "icmp",
     /// An ICMP error about a tunnel packet of the unit's own, which was heard and goes no further.
     TunnelError = "tunnel_error",
-    /// ICMP over its rate limit.
+    /// Echo requests beyond the rate at which they are answered.
     IcmpRate = "icmp_rate",
     /// To a VIP, but a protocol that no service has.
     Protocol = "protocol",

@@ -321,14 +321,14 @@ impl Forwarder {
             }
             Action::Send { endpoint, mode, value } => {
                 let sent = if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
-                    self.deliver_full_nat(packet, parsed, endpoint, mode, value, farm)
+                    full_nat::deliver(packet, parsed, endpoint, mode, value, &self.translations, farm)
                 } else {
-                    rewrite::deliver(packet, parsed.headers(), endpoint, mode, value, farm)
+                    rewrite::deliver(packet, parsed.headers(), endpoint, mode, value, farm).map(Fate::Send)
                 };
                 match sent {
-                    Ok(port) => {
+                    Ok(fate) => {
                         self.counters.hits += 1;
-                        Fate::Send(port)
+                        fate
                     }
                     Err(Stop::TooBig(room)) if matches!(mode, Mode::Ipip | Mode::Gue) => {
                         self.too_big(packet, parsed, endpoint, room, farm)

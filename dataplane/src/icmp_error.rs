@@ -34,6 +34,8 @@ pub struct Quoted {
     pub l4: usize,
     /// Whether its TCP or UDP checksum is in the quotation. Half of one is left as it is: it cannot be updated, nor checked.
     pub checksummed: bool,
+    /// Of the first fragment of its datagram (in IPv6 of a whole packet with a fragment header, too): what it says.
+    pub fragment: Option<ipv6_ext::Fragment>,
 }
 
 impl Quoted {
@@ -90,7 +92,10 @@ fn quoted4(message: &[u8]) -> Result<Quoted, DropReason> {
     let (source, destination) = (packet.source().octets(), packet.destination().octets());
     let key = Key::V4(Key4 { source, destination, ports, protocol: packet.protocol().0 });
     let l3 = icmpv4::HEADER_LEN;
-    Ok(Quoted { key, l3, l4: l3 + packet.header_len(), checksummed })
+    let identification = packet.identification().into();
+    let first = ipv6_ext::Fragment { offset: 0, more: true, identification };
+    let fragment = packet.more_fragments().then_some(first);
+    Ok(Quoted { key, l3, l4: l3 + packet.header_len(), checksummed, fragment })
 }
 
 /// What an ICMPv4 error with a right checksum quotes.
@@ -122,7 +127,7 @@ fn quoted6(message: &[u8], outer: &Key6) -> Result<Quoted, DropReason> {
     let (source, destination) = (packet.source().octets(), packet.destination().octets());
     let key = Key::V6(Key6 { source, destination, ports, protocol: upper.protocol.0 });
     let l3 = icmpv6::HEADER_LEN;
-    Ok(Quoted { key, l3, l4: l3 + at, checksummed })
+    Ok(Quoted { key, l3, l4: l3 + at, checksummed, fragment: upper.fragment })
 }
 
 /// As [`error4`]; the checksum covers the outer addresses.

@@ -23,7 +23,7 @@ use self::unresolved::Unresolved;
 use crate::classifier::millis;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
-use crate::flow::{Key, place};
+use crate::flow::{Key, place, protocol};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
 use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
@@ -95,6 +95,8 @@ pub struct Shard<Q: Queue> {
     unresolved: Unresolved<Held<Q::Packet>>,
     /// For the ICMP errors that it makes itself.
     errors: TokenBucket,
+    /// For its answers to echo requests.
+    echoes: TokenBucket,
     /// Of the last tunnel packet that it has sent in pieces.
     identification: u32,
 }
@@ -127,6 +129,7 @@ impl<Q: Queue> Shard<Q> {
             fragments,
             unresolved: Unresolved::default(),
             errors: TokenBucket::new(ERRORS_PER_SECOND, ERRORS_PER_SECOND, Moment(0)),
+            echoes: TokenBucket::new(ECHOES_PER_SECOND, ECHOES_PER_SECOND, Moment(0)),
             identification: 0,
         }
     }
@@ -410,22 +413,30 @@ impl<Q: Queue> Shard<Q> {
             Verdict::Install { route, replace } => {
                 match self.forwarder.install(&mut packet, &parsed, route, replace, &self.farm, millis(now)) {
                     Fate::Drop(DropReason::PoolExhausted) if self.farm.resets(&parsed.key) => {
-                        self.refuse(&mut packet, port, DropReason::PoolExhausted)
+                        self.refuse(&mut packet, &parsed, port, DropReason::PoolExhausted, now)
                     }
                     fate => fate,
                 }
             }
             Verdict::Once { endpoint, mode } => self.forwarder.once(&mut packet, &parsed, endpoint, mode, &self.farm),
             Verdict::Drop(refusal) => Fate::Drop(refusal.into()),
-            Verdict::Reset(refusal) => self.refuse(&mut packet, port, refusal.into()),
+            Verdict::Reset(refusal) => self.refuse(&mut packet, &parsed, port, refusal.into(), now),
         };
         self.settle(packet, parsed, port, fate, now);
     }
 
     /// Makes a reset or an ICMP error of a packet that cannot be served.
-    fn refuse(&mut self, packet: &mut Q::Packet, port: PortId, reason: DropReason) -> Fate {
+    fn refuse(
+        &mut self,
+        packet: &mut Q::Packet,
+        parsed: &Parsed,
+        port: PortId,
+        reason: DropReason,
+        now: Moment,
+    ) -> Fate {
         let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
-        if self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
+        let allowed = parsed.key.protocol() == protocol::TCP || self.errors.allow(now);
+        if allowed && self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
             self.forwarder.counters.refused += 1;
             Fate::Send(port)
         } else {
@@ -481,9 +492,11 @@ impl<Q: Queue> Shard<Q> {
                 let farm = Arc::clone(&self.farm);
                 let owns = |address| farm.answers_for(port, address);
                 let is_ours = |address| farm.stands_for(address);
-                if self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns))
-                    || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_))
-                {
+                let answered = self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns));
+                if answered || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_)) {
+                    if !answered && !self.echoes.allow(now) {
+                        return self.forwarder.drops.count(DropReason::IcmpRate);
+                    }
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                 } else if self.farm.is_for_us(&parsed.key) {
@@ -704,8 +717,12 @@ const BURSTS_AT_ONCE: usize = 8;
 const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.
 const ERRORS_PER_SECOND: u32 = 1000;
+/// Echo requests that it answers at the most.
+const ECHOES_PER_SECOND: u32 = 1000;
 /// DF, in the first byte of an IPv4 header's fragment field.
 const DONT_FRAGMENT: u8 = 0x40;
+/// MF, in the same field's 16 bits.
+const MORE_FRAGMENTS: u16 = 0x2000;
 /// Milliseconds for a round through a table.
 const SWEEP_PERIOD: usize = 5_000;
 const SWEEP_AT_ONCE: usize = 64;

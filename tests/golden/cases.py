@@ -1366,6 +1366,7 @@ GROUPS = {
     "local": local_cases,
     "icmp": icmp_cases,
     "full-nat": lambda: importlib.import_module("full_nat").full_nat_cases(),
+    "full-nat-fragments": lambda: importlib.import_module("full_nat").fragment_cases(),
     "burst": burst_cases,
 }
 

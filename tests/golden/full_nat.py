@@ -3,21 +3,29 @@
 import re
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, Ether
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    PadN,
+)
 from scapy.layers.l2 import ARP
 from scapy.packet import Raw
 
 import cases
-from cases import FAMILIES, HOST_MAC, PORT_MAC, ROUTER_MAC, V4, V6, Case, Path, ether
+from cases import FAMILIES, HOST_MAC, ORDERS, PORT_MAC, ROUTER_MAC, V4, V6, Case, Path, ether, in_pieces, pattern, pieces
 
 POOL = {V4: "192.0.2.200", V6: "2001:db8::200"}
 POOL_PORT = 30000
 ROUTER = {V4: "198.51.100.1", V6: "2001:db8:c::1"}
 
 
-def config(across=False, ports=1):
+def config(across=False, ports=1, mtu=1500):
     """A unit of one shard whose pool has one port on one address of each family; `across`: hosts of the other family."""
-    text = cases.config("nat", ports=ports).replace("shards: 4", "shards: 1")
+    text = cases.config("nat", ports=ports, mtu=mtu).replace("shards: 4", "shards: 1")
     text = text.replace("mode: nat", "mode: full-nat\n    pool: sources")
     addresses = ", ".join(f'"{address}"' for address in POOL.values())
     pool = f'  - {{ name: sources, addresses: [{addresses}], port_range: "{POOL_PORT}-{POOL_PORT}" }}\n'
@@ -46,16 +54,20 @@ class FullNat(Path):
             packet, PORT_MAC[self.host_side], HOST_MAC[1], (self.pool, POOL_PORT), (self.host, self.host_port)
         )
 
-    def reply(self, case, payload=b"", *, dport=40000, ip=None, **fields):
+    def reply(self, case, payload=b"", *, dport=40000, **more):
+        packet, expected = self.answer(payload, dport=dport, **more)
+        case.sends(packet, expected, f"reply {dport}", port=self.host_side)
+
+    def answer(self, payload=b"", *, dport=40000, ip=None, **fields):
+        """A packet from the host, and how the client gets it."""
         packet = ether(src=HOST_MAC[1], dst=PORT_MAC[self.host_side], tags=self.tags)
         packet = packet / self.hosts.ip(self.host, self.pool, **(ip or {}))
         packet = packet / self.l4(sport=self.host_port, dport=POOL_PORT, **fields)
         if payload:
             packet = packet / Raw(payload)
-        expected = self.translated(
+        return packet, self.translated(
             packet, PORT_MAC["net0"], self.client_mac, (self.vip, self.vip_port), (self.client, dport)
         )
-        case.sends(packet, expected, f"reply {dport}", port=self.host_side)
 
     def translated(self, packet, src_mac, dst_mac, source, destination):
         """RFC 7915 where the family changes; else a router that rewrites."""
@@ -149,7 +161,8 @@ def full_nat_cases():
         case.sends(packet, path.at_host(packet))
         yield case
         for family in FAMILIES:
-            yield errors(family, across)
+            for fragment in (False, True):
+                yield errors(family, across, fragment)
 
     case = Case("pool-on-link", config())
     near, port = cases.NEAR_MAC, PORT_MAC["net0"]
@@ -159,10 +172,153 @@ def full_nat_cases():
     yield case
 
 
-def errors(family, across):
-    """Errors about both directions of a connection, from routers on either side, go back to where they are understood."""
+def fragment_cases():
+    """Fragments in all four pairs of families and in any order; what becomes too long, and what cannot become anything."""
+    for name, path, across in paths():
+        for order_name, order in ORDERS.items():
+            case = Case(f"{name}-{order_name}", config(across))
+            fragmented(path, case, order)
+            yield case
+    for name, path, across in paths(tags=(100, 7)):
+        case = Case(f"{name}-vlans", config(across))
+        fragmented(path, case, ORDERS["backwards"])
+        yield case
+    for name, path, across in paths(ports=2):
+        case = Case(f"{name}-two-ports", config(across, ports=2))
+        fragmented(path, case, ORDERS["first-in-the-middle"])
+        yield case
+
+    # An IPv4 packet that its sender allows to be taken to pieces: for a link of 1500 bytes to a host, of 1280 to any client.
+    case = Case("v4-v6-split", config(True))
+    split(case, FullNat(V4, "udp", True), True, (1500 - 28 - 20) // 8 * 8)
+    yield case
+    case = Case("v6-v4-split-replies", config(True))
+    split(case, FullNat(V6, "udp", True), False, (1280 - 28 - 20) // 8 * 8)
+    yield case
+    # With DF its sender is told, in a fragment for the longer header that it gets.
+    case = Case("v4-v6-dont-fragment", config(True))
+    path = FullNat(V4, "udp", True)
+    path.request(case, b"first")
+    told(case, path, ether() / V4.ip(V4.client, V4.vip) / UDP(sport=40000, dport=53) / Raw(pattern(1453)), 1480)
+    first = pieces(ether() / V4.ip(V4.client, V4.vip) / UDP(sport=40000, dport=53) / Raw(pattern(3000)), (1480,), 5)[0]
+    first[IP].flags = "MF+DF"
+    told(case, path, first, 1472)
+    yield case
+
+    # IPv6 fragments too long for the IPv4 link become smaller ones; an atomic one may, too, and another packet may not.
+    case = Case("v6-v4-narrow", config(True, mtu=1280))
+    path = FullNat(V6, "udp", True)
+    path.request(case, b"first")
+    most = (1280 - 20) // 8 * 8
+    for ident, size, bounds in ((0x5A5A0031, 3000, [1440, 2880]), (0x5A5A0032, 1400, [])):
+        whole = ether() / V6.ip(V6.client, V6.vip) / UDP(sport=40000, dport=53) / Raw(pattern(size))
+        for packet in pieces(whole, bounds, ident):
+            case.waits(packet, "split")
+        smaller = sorted({*bounds, *(start + most for start in (0, *bounds) if start + most < size + 8)})
+        for piece in pieces(path.at_host(whole), smaller, ident & 0xFFFF):
+            case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(piece).hex()})
+    told(case, path, ether() / V6.ip(V6.client, V6.vip) / UDP(sport=40000, dport=53) / Raw(pattern(1253)), 1300)
+    yield case
+
+    # A whole packet behind a fragment header may be taken to pieces by IPv4's routers; other headers are left out.
+    pad = [PadN(optdata=b"\0\0\0\0")]
+    for name, path, across in paths():
+        if path.family is V6 and across:
+            case = Case(f"{name}-extension-headers", config(across))
+            fields = cases.first_fields(path.protocol)
+            plain = ether() / V6.ip(V6.client, V6.vip) / path.l4(sport=40000, dport=path.vip_port, **fields)
+            for extension in (IPv6ExtHdrHopByHop(options=pad), IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrDestOpt(options=pad)):
+                path_through = V6.ip(V6.client, V6.vip) / extension / path.l4(sport=40000, dport=path.vip_port, **fields)
+                case.sends(ether() / path_through, path.at_host(plain), "request 40000")
+            for extension in (IPv6ExtHdrFragment(id=0xABCD1234), IPv6ExtHdrDestOpt(options=pad) / IPv6ExtHdrFragment(id=0xABCD1234)):
+                expected = Ether(bytes(path.at_host(plain)))
+                expected[IP].id, expected[IP].flags = 0x1234, 0
+                del expected[IP].chksum
+                path_through = V6.ip(V6.client, V6.vip) / extension / path.l4(sport=40000, dport=path.vip_port, **fields)
+                case.sends(ether() / path_through, expected, "request 40000")
+            behind = IPv6ExtHdrFragment(id=7) / IPv6ExtHdrDestOpt(options=pad)
+            case.drop(ether() / V6.ip(V6.client, V6.vip) / behind / path.l4(sport=40000, dport=path.vip_port, **fields), "extension_header")
+            yield case
+
+    for across in (False, True):
+        case = Case(f"no-checksum-{'across' if across else 'within'}", config(across))
+        path = FullNat(V4, "udp", across)
+        whole = ether() / V4.ip(V4.client, V4.vip, flags=0) / UDP(sport=40000, dport=53, chksum=0) / Raw(pattern(2000))
+        before, after = pieces(whole, (1200,), 3), pieces(path.at_host(whole), (1200,), 3)
+        if across:
+            case.drop(before[0], "no_checksum")
+        else:
+            case.sends(before[0], after[0], "request")
+        case.sends(before[1], after[1], "request")
+        yield case
+
+
+def fragmented(path, case, order):
+    """A connection (or the first datagram), then packets of 3000 bytes in pieces and their answers."""
+    fields = {}
+    if path.protocol == "tcp":
+        path.request(case, flags="S", seq=1)
+        path.request(case, flags="A", seq=2, ack=1)
+        fields = {"flags": "PA", "seq": 2, "ack": 1}
+    for number in (0x77, 0x78):
+        # Within IPv6 all of the identification stays.
+        ident = {side: 0xABCD0000 | number if side is V6 else number for side in FAMILIES}
+        kept = 0xFFFF if path.across else 0xFFFFFFFF
+        whole = ether(src=path.client_mac, tags=path.tags) / path.family.ip(path.client, path.vip, **unset_df(path.family))
+        whole = whole / path.l4(sport=40000, dport=path.vip_port, **fields) / Raw(pattern(3000))
+        there = path.at_host(whole)
+        in_pieces(
+            path, case, whole, lambda bounds, there=there, ident=ident: pieces(there, bounds, ident[path.family] & kept),
+            ident[path.family], order, "request", "net0", path.host_side,
+        )
+        back, here = path.answer(pattern(2999), ip=unset_df(path.hosts), **fields)
+        in_pieces(
+            path, case, back, lambda bounds, here=here, ident=ident: pieces(here, bounds, ident[path.hosts] & kept),
+            ident[path.hosts], order, "reply", path.host_side, "net0",
+        )
+
+
+def unset_df(family):
+    return {"flags": 0} if family is V4 else {}
+
+
+def split(case, path, to_host, most):
+    """IPv4 packets without DF, and fragments, with and without a checksum, are taken to pieces of `most` bytes."""
+    path.request(case, b"first")
+    for ident, size, chksum in ((0x31, 1472, None), (0x32, 1472, 0), (0x33, 3000, None)):
+        summed = {} if chksum is None else {"chksum": chksum}
+        if to_host:
+            whole = ether() / V4.ip(V4.client, V4.vip, flags=0, id=ident) / UDP(sport=40000, dport=53, **summed)
+            whole = whole / Raw(pattern(size))
+            passed = path.at_host(whole)
+        else:
+            whole, passed = path.answer(pattern(size), ip={"flags": 0, "id": ident}, **summed)
+        bounds = list(range(1480, size + 8, 1480))
+        for packet in pieces(whole, bounds, ident):
+            case.waits(packet, "split", "net0" if to_host else path.host_side)
+        smaller = sorted({*bounds, *(start + most for start in (0, *bounds) if start + most < size + 8)})
+        for piece in pieces(passed, smaller, ident):
+            case.out.setdefault("net0", []).append({"flow": f"split {ident}", "frame": bytes(piece).hex()})
+
+
+def told(case, path, packet, mtu):
+    """`packet` is too long: the VIP tells its sender."""
+    quoted = bytes(Ether(bytes(packet)).payload)
+    answer = ether(src=PORT_MAC["net0"], dst=ROUTER_MAC)
+    if path.family is V4:
+        answer = answer / IP(src=path.vip, dst=path.client, tos=0xC0, ttl=64, flags="DF", id=0)
+        answer = answer / icmp(V4, "too-big", mtu) / Raw(quoted[:548])
+    else:
+        answer = answer / IPv6(src=path.vip, dst=path.client, hlim=64) / icmp(V6, "too-big", mtu) / Raw(quoted[: 1280 - 48])
+    case.sends(packet, answer, "too-big")
+    case.drops["too_big"] = case.drops.get("too_big", 0) + 1
+
+
+def errors(family, across, fragment):
+    """Errors about both directions of a connection, from routers on either side, go back to where they are understood; about a
+    whole packet, or about the first fragment of one."""
     path = FullNat(family, "tcp", across)
-    case = Case(f"errors-{family}-{path.hosts}", config(across))
+    case = Case(f"errors-{family}-{path.hosts}" + ("-fragment" if fragment else ""), config(across))
     path.request(case, flags="S", seq=1)
     path.request(case, flags="A", seq=2, ack=1)
     client, vip = (path.client, 40000), (path.vip, 80)
@@ -172,11 +328,15 @@ def errors(family, across):
         (family, path.hosts, (vip, client), (host, pool), HOST_MAC[1]),
         (path.hosts, family, (pool, host), (client, vip), ROUTER_MAC),
     ):
-        quotation, expected = bytes(segment(side, *seen)), bytes(segment(other, *sent))
+        quotation, expected = segment(side, *seen), segment(other, *sent)
         if across:
-            expected = bytes(other_header(segment(side, *seen), sent[0][0], sent[1][0], 0) / segment(other, *sent)[TCP])
+            expected = other_header(quotation, sent[0][0], sent[1][0], 0) / expected[TCP]
+        if fragment:
+            quotation, expected = first_fragment(quotation), first_fragment(expected)
+        quotation, expected = bytes(quotation), bytes(expected)
         router = sent[1][0] if across else ROUTER[side]
-        header = 20 if side is V4 else 40
+        header = 20 if side is V4 else 48 if fragment else 40
+        shift = (28 if fragment else 20) * (0 if not across else 1 if side is V4 else -1)
         for length in (header + 8, len(quotation)):
             for error in ("too-big", "port"):
                 packet = ether() / side.ip(ROUTER[side], seen[0][0]) / icmp(side, error, 1400) / Raw(quotation[:length])
@@ -186,10 +346,8 @@ def errors(family, across):
                     if across
                     else other.ip(router, sent[0][0], **{"ttl" if other is V4 else "hlim": 60})
                 )
-                mtu = 1400 + (0 if not across else 20 if side is V4 else -20)
-                expected_length = length + (0 if not across else 20 if side is V4 else -20)
-                result = ether(src=PORT_MAC["net0"], dst=mac) / outer / icmp(other, error, mtu)
-                case.sends(packet, result / Raw(expected[:expected_length]), "errors")
+                result = ether(src=PORT_MAC["net0"], dst=mac) / outer / icmp(other, error, 1400 + shift)
+                case.sends(packet, result / Raw(expected[: length + shift]), "errors")
     return case
 
 
@@ -198,6 +356,17 @@ def segment(family, source, destination):
     packet = family.ip(source[0], destination[0], **{"ttl" if family is V4 else "hlim": 50})
     packet = packet / TCP(sport=source[1], dport=destination[1], flags="A", seq=7) / Raw(b"x" * 40)
     return (IP if family is V4 else IPv6)(bytes(packet))
+
+
+def first_fragment(packet):
+    """The same segment as the first fragment of a longer one."""
+    upper = Raw(bytes(packet[TCP]))
+    if IP in packet:
+        ip = packet[IP]
+        return IP(src=ip.src, dst=ip.dst, tos=ip.tos, ttl=ip.ttl, proto=6, id=0x77, flags="MF") / upper
+    ip = packet[IPv6]
+    header = IPv6(src=ip.src, dst=ip.dst, tc=ip.tc, fl=ip.fl, hlim=ip.hlim, nh=44)
+    return header / IPv6ExtHdrFragment(nh=6, m=1, id=0x77) / upper
 
 
 def icmp(family, error, mtu):

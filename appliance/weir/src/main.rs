@@ -140,6 +140,9 @@ fn run_replay(path: &PathBuf, replay: &Replay, json: bool) -> bool {
             for (reason, packets) in &outcome.drops {
                 text += &format!("  dropped {reason}: {packets}\n");
             }
+            if outcome.drops.contains_key("unresolved") {
+                text += "  help: no kernel is asked here: give the hosts' and gateways' addresses under `neighbours`\n";
+            }
             print(&text)
         }
         Err(error) => fail(&error),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use crate::counters::DropReason;
 use crate::farm::{Farm, PortId};
-use crate::forwarder::full_nat::Way;
+use crate::forwarder::full_nat::{self, Way};
 use crate::forwarder::{Fate, Forwarder};
 use crate::icmp_error::{self, Quoted};
 use crate::packet::Packet;
@@ -34,7 +34,8 @@ impl Forwarder {
                 let route = ErrorRoute { endpoint, mode, value, quoted: &quoted, farm };
                 let sent = match mode {
                     Mode::FullNat | Mode::FullNatReturn => {
-                        self.way(&key, endpoint, mode, value, farm).and_then(|way| route.send_by(packet, parsed, way))
+                        full_nat::way(&key, endpoint, mode, value, &self.translations, farm)
+                            .and_then(|way| route.send_by(packet, parsed, way))
                     }
                     _ => route.send(packet, parsed),
                 };

@@ -8,14 +8,14 @@ use std::net::SocketAddr;
 use weir_identity::EndpointId;
 
 use crate::counters::DropReason;
-use crate::farm::{Endpoint, Farm, Hop, NoHop, PortId};
+use crate::farm::{Endpoint, Farm, Hop, NoHop};
 use crate::flow::Key;
-use crate::forwarder::Forwarder;
+use crate::forwarder::{Fate, Forwarder};
 use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::rewrite::{self, Stop};
 use crate::route_table::{Action, Mode};
-use crate::translation::{Family, PoolPort, Translation, size_after, translate_both};
+use crate::translation::{self, Family, PoolPort, Translation, TranslationTable, size_after, translate_both};
 
 /// Where a packet goes, and from whom its receiver sees it come.
 #[derive(Debug, Clone, Copy)]
@@ -25,57 +25,67 @@ pub(super) struct Way {
     pub(super) hop: Hop,
 }
 
+/// Translates a packet as its route says and returns how it leaves; `endpoint`, `mode` and `value` are the route's.
+pub(super) fn deliver<P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    translations: &TranslationTable,
+    farm: &Farm,
+) -> Result<Fate, Stop> {
+    if parsed.ttl <= 1 {
+        return Err(Stop::Drop(DropReason::Ttl));
+    }
+    let Way { source, destination, hop } = way(&parsed.key, endpoint, mode, value, translations, farm)?;
+    let mtu = farm.ports[usize::from(hop.port)].mtu;
+    let fate = match (Family::of(parsed.key.source().ip()), Family::of(destination.ip())) {
+        (Family::V4, Family::V6) => {
+            fits_v6(packet.data_mut(), parsed, mode, mtu)?;
+            Fate::Send(hop.port)
+        }
+        (Family::V6, Family::V4) if size_after(parsed, Family::V4) > mtu => {
+            if !translation::may_be_fragmented(packet.data(), parsed) {
+                return Err(Stop::TooBig(mtu.saturating_add(HEADER_DIFFERENCE)));
+            }
+            Fate::Pieces(hop.port, mtu)
+        }
+        (from, to) if from == to && parsed.ip_len > mtu => return Err(Stop::TooBig(mtu)),
+        _ => Fate::Send(hop.port),
+    };
+    rewrite::decrement_ttl(packet.data_mut(), parsed.headers());
+    translate_both(packet, parsed, source, destination).map_err(Stop::Drop)?;
+    packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
+    Ok(fate)
+}
+
+/// The ends and the next hop of packets with this key, by their route.
+pub(super) fn way(
+    key: &Key,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    translations: &TranslationTable,
+    farm: &Farm,
+) -> Result<Way, Stop> {
+    if mode == Mode::FullNat {
+        let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
+        let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
+        let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
+        return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
+    }
+    let gone = Stop::Drop(DropReason::NoRoute);
+    let Translation { client, vip, port } = translations.find(slot(value)).ok_or(gone)?;
+    let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
+    let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
+        NoHop::NoRoute => gone,
+        NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
+    })?;
+    Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
+}
+
 impl Forwarder {
-    /// Translates a packet as its route says and returns the port it leaves by; `endpoint`, `mode` and `value` are the route's.
-    pub(super) fn deliver_full_nat<P: Packet>(
-        &self,
-        packet: &mut P,
-        parsed: &Parsed,
-        endpoint: EndpointId,
-        mode: Mode,
-        value: u64,
-        farm: &Farm,
-    ) -> Result<PortId, Stop> {
-        if parsed.ttl <= 1 {
-            return Err(Stop::Drop(DropReason::Ttl));
-        }
-        let Way { source, destination, hop } = self.way(&parsed.key, endpoint, mode, value, farm)?;
-        let family = Family::of(destination.ip());
-        let mtu = farm.ports[usize::from(hop.port)].mtu;
-        if size_after(parsed, family) > mtu {
-            return Err(Stop::TooBig(mtu_before(mtu, Family::of(parsed.key.source().ip()), family)));
-        }
-        rewrite::decrement_ttl(packet.data_mut(), parsed.headers());
-        translate_both(packet, parsed, source, destination).map_err(Stop::Drop)?;
-        packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
-        Ok(hop.port)
-    }
-
-    /// The ends and the next hop of packets with this key, by their route.
-    pub(super) fn way(
-        &self,
-        key: &Key,
-        endpoint: EndpointId,
-        mode: Mode,
-        value: u64,
-        farm: &Farm,
-    ) -> Result<Way, Stop> {
-        if mode == Mode::FullNat {
-            let endpoint = farm.endpoint(endpoint).ok_or(Stop::Drop(DropReason::Inactive))?;
-            let hop = endpoint.hop.ok_or_else(|| rewrite::no_hop(endpoint, farm))?;
-            let source = pool_address(endpoint, value, farm).ok_or(Stop::Drop(DropReason::NoRoute))?;
-            return Ok(Way { source, destination: endpoint_address(endpoint, key), hop });
-        }
-        let gone = Stop::Drop(DropReason::NoRoute);
-        let Translation { client, vip, port } = self.translations.find(slot(value)).ok_or(gone)?;
-        let vip = farm.vips.get(vip as usize).ok_or(Stop::Drop(DropReason::Inactive))?;
-        let hop = farm.hop_to(client.ip(), rewrite::flow_of_port(client.port())).map_err(|reason| match reason {
-            NoHop::NoRoute => gone,
-            NoHop::Unresolved(port, neighbour) => Stop::Unresolved(port, neighbour),
-        })?;
-        Ok(Way { source: SocketAddr::new(vip.address, port), destination: client, hop })
-    }
-
     /// The action with a pool's port that is free towards its endpoint: the one that it names already, if it may have that; `None`
     /// if none of those tried is.
     pub(super) fn with_pool_port(&mut self, key: &Key, action: Action, farm: &Farm, now: u32) -> Option<Action> {
@@ -142,13 +152,24 @@ fn endpoint_address(endpoint: &Endpoint, key: &Key) -> SocketAddr {
     SocketAddr::new(endpoint.address, endpoint.port.unwrap_or(key.destination().port()))
 }
 
-/// What to tell a sender whose packet is of another family on the link that takes `mtu` bytes (RFC 7915 4.2 and 5.2).
-fn mtu_before(mtu: u16, from: Family, to: Family) -> u16 {
-    match (from, to) {
-        (Family::V4, Family::V6) => mtu.saturating_sub(HEADER_DIFFERENCE),
-        (Family::V6, Family::V4) => mtu.saturating_add(HEADER_DIFFERENCE),
-        _ => mtu,
+/// Whether an IPv4 packet still fits the link that takes `mtu` bytes when it has become an IPv6 one; else how long it may be (RFC
+/// 7915 sections 4.1 and 4.2). What senders allow to be taken to pieces fits no more than [`LEAST_V6`] on its way to a client: who
+/// is behind a narrow path could tell nobody.
+fn fits_v6(frame: &mut [u8], parsed: &Parsed, mode: Mode, mtu: u16) -> Result<(), Stop> {
+    let size = size_after(parsed, Family::V6);
+    if size <= mtu.min(LEAST_V6) {
+        return Ok(());
     }
+    let in_pieces = translation::may_be_fragmented(frame, parsed);
+    let most = if in_pieces && mode == Mode::FullNatReturn { mtu.min(LEAST_V6) } else { mtu };
+    if size <= most {
+        return Ok(());
+    }
+    if in_pieces {
+        translation::sum_before_pieces(frame, parsed);
+    }
+    let fragment = in_pieces || translation::is_fragment(parsed);
+    Err(Stop::TooBig(most.saturating_sub(HEADER_DIFFERENCE + if fragment { FRAGMENT_HEADER } else { 0 })))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a way back's value is a slot's number")]
@@ -160,3 +181,7 @@ fn slot(value: u64) -> u32 {
 const ATTEMPTS: u32 = 128;
 /// By how many bytes an IPv6 header is longer than an IPv4 header.
 const HEADER_DIFFERENCE: u16 = 20;
+/// What a fragment header adds.
+const FRAGMENT_HEADER: u16 = 8;
+/// RFC 8200 section 5; RFC 7915's "lowest-ipv6-mtu".
+const LEAST_V6: u16 = 1280;

@@ -6,12 +6,13 @@
 //! each rule. Instructions count here: each check is a branch of its own, which is always predicted.
 
 use crate::farm::{Farm, PortId};
-use crate::flow::{Key6, protocol};
-use crate::forwarder::{Departures, Forwarder, GENERAL};
+use crate::flow::{Key, Key4, Key6, protocol};
+use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, full_nat};
 use crate::packet::{BURST, Burst, Packet};
-use crate::parse::{Headers, tcp_flags};
+use crate::parse::{Class, Fragment, Headers, Parsed, tcp_flags};
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, QuickLimits};
+use crate::translation::TranslationTable;
 
 /// What the lane's three passes over a burst leave for one another. Between them the burst must not change; anything else may, and
 /// the longer they are apart the more of the memory's answers are there in time.
@@ -154,11 +155,11 @@ impl Forwarder {
         }
         for at in found4 {
             let entry = self.routes4.entry_mut(lane.lines[at]);
-            lane.departures[at] = leave_by(entry, &mut packets[at], false, farm, &limits, now);
+            lane.departures[at] = leave_by(entry, &mut packets[at], false, &self.translations, farm, &limits, now);
         }
         for at in found6 {
             let entry = self.routes6.entry_mut(lane.lines[at]);
-            lane.departures[at] = leave_by(entry, &mut packets[at], true, farm, &limits, now);
+            lane.departures[at] = leave_by(entry, &mut packets[at], true, &self.translations, farm, &limits, now);
         }
         let (four, six) = (lane.four.without(found4), lane.six.without(found6));
         (lane.four, lane.six) = (four, six);
@@ -171,6 +172,7 @@ fn leave_by<P: Packet>(
     entry: &mut Entry,
     packet: &mut P,
     v6: bool,
+    translations: &TranslationTable,
     farm: &Farm,
     limits: &QuickLimits,
     now: u32,
@@ -180,7 +182,7 @@ fn leave_by<P: Packet>(
     }
     entry.touch(now);
     if !entry.sends_by(Mode::Dsr) {
-        return translate(entry, packet, v6, farm).unwrap_or(GENERAL);
+        return translate(entry, packet, v6, translations, farm).unwrap_or(GENERAL);
     }
     let (Some(hop), Some(frame)) = (farm.quick_hop(entry.endpoint()), packet.data_mut().first_chunk_mut::<SHORTEST>())
     else {
@@ -197,7 +199,13 @@ fn leave_by<P: Packet>(
 
 /// The modes that change more than the link-layer addresses.
 #[inline(never)]
-fn translate<P: Packet>(entry: &Entry, packet: &mut P, v6: bool, farm: &Farm) -> Option<PortId> {
+fn translate<P: Packet>(
+    entry: &Entry,
+    packet: &mut P,
+    v6: bool,
+    translations: &TranslationTable,
+    farm: &Farm,
+) -> Option<PortId> {
     if entry.sends_by(Mode::Nat) && !v6 {
         let (hop, frame) = (farm.quick_hop(entry.endpoint())?, packet.data_mut().first_chunk_mut::<SHORTEST>()?);
         frame[..12].copy_from_slice(&hop.ethernet);
@@ -208,6 +216,14 @@ fn translate<P: Packet>(entry: &Entry, packet: &mut P, v6: bool, farm: &Farm) ->
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
+    if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
+        let parsed = parsed(packet.data(), v6)?;
+        // Nothing here is longer than any port takes, so nothing is ready for pieces; what is refused is as it was, or is refused again.
+        return match full_nat::deliver(packet, &parsed, endpoint, mode, value, translations, farm) {
+            Ok(Fate::Send(port)) => Some(port),
+            _ => None,
+        };
+    }
     let start = packet.data().first_chunk::<SHORTEST>()?;
     let headers = if v6 {
         let ip_len = short(start, 18).checked_add(40)?;
@@ -216,6 +232,20 @@ fn translate<P: Packet>(entry: &Entry, packet: &mut P, v6: bool, farm: &Farm) ->
         Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol: start[23], v6, later: None }
     };
     rewrite::deliver(packet, headers, endpoint, mode, value, farm).ok()
+}
+
+/// What the parser would say of a packet of the lane, as far as translating asks.
+fn parsed(frame: &[u8], v6: bool) -> Option<Parsed> {
+    let (key, l4, ttl, ip_len) = if v6 {
+        let start = frame.first_chunk::<SHORTEST6>()?;
+        (Key::V6(key6(start)), 54, start[21], short(start, 18).checked_add(40)?)
+    } else {
+        let start = frame.first_chunk::<SHORTEST>()?;
+        let (source, destination, ports) = (chunk(start, 26), chunk(start, 30), chunk(start, 34));
+        (Key::V4(Key4 { source, destination, ports, protocol: start[23] }), 34, start[22], short(start, 16))
+    };
+    let (class, fragment) = (Class::Flow, Fragment::default());
+    Some(Parsed { class, key, l3: 14, tcp_flags: 0, ttl, l4, ip_len, fragment, unicast: true })
 }
 
 /// Some packets of a burst.

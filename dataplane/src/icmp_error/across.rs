@@ -1,7 +1,8 @@
 //! ICMP errors between the families, RFC 7915 sections 4.2, 4.3, 5.2 and 5.3: written anew, with what they quote translated.
 //!
 //! A router that reports an error has no address in the other family: the error comes from the address that stands for the far end.
-//! An extension (RFC 4884) is left out, and the quotation is cut so that the error is no longer than errors may be.
+//! An extension (RFC 4884) is left out, and the quotation is cut so that the error is no longer than errors may be. A quoted fragment
+//! is quoted as the fragment that its sender has sent.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +13,7 @@ use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::tunneler::{IPV4, IPV6};
 use crate::wire::checksum::{Delta, Sum};
-use crate::wire::{Addresses, Protocol, icmpv4, icmpv6, ipv4, ipv6};
+use crate::wire::{Addresses, Protocol, icmpv4, icmpv6, ipv4, ipv6, ipv6_ext};
 
 /// Rewrites an error about a full-nat flow for its receiver `to`, who knows the flow as `to` → `from`; both are of the family that
 /// the error is not of. `parsed` no longer describes the packet afterwards. The TTL is the caller's, who has decremented it.
@@ -33,7 +34,9 @@ pub fn to_other_family<P: Packet>(
         (usize::from(parsed.l3), usize::from(parsed.l4), usize::from(parsed.l3) + usize::from(parsed.ip_len));
     let message = frame.get(l4..end).filter(|message| message.len() >= 8).ok_or(DropReason::Truncated)?;
     let is_v4 = parsed.key.source().is_ipv4();
-    let head = if is_v4 { head_v6(message) } else { head_v4(message) }.ok_or(DropReason::Icmp)?;
+    let difference = HEADER_DIFFERENCE + if quoted.fragment.is_some() { FRAGMENT_HEADER } else { 0 };
+    let head = if is_v4 { head_v6(message, difference) } else { head_v4(message, difference) };
+    let head = head.ok_or(DropReason::Icmp)?;
     let upper = upper(frame, message, l4, quoted, is_v4, from, to).ok_or(DropReason::Truncated)?;
 
     let mut out = [0; LONGEST];
@@ -47,9 +50,11 @@ pub fn to_other_family<P: Packet>(
     let len = match (from.ip(), to.ip()) {
         (IpAddr::V6(from), IpAddr::V6(to)) if is_v4 => {
             link[l3 - 2..].copy_from_slice(&IPV6);
-            let upper = &upper.bytes[..upper.len.min(MAX_V6 - 88)];
-            let len = 48 + upper.len();
-            let quoted_len = u16_at(inner, 2).saturating_sub(u16::from(inner[0] & 0xf) * 4);
+            let extra = if quoted.fragment.is_some() { ipv6_ext::FRAGMENT_LEN } else { 0 };
+            let upper = &upper.bytes[..upper.len.min(MAX_V6 - 88 - extra)];
+            let len = 48 + extra + upper.len();
+            let quoted_len = usize::from(u16_at(inner, 2)).saturating_sub(usize::from(inner[0] & 0xf) * 4) + extra;
+            let next = if quoted.fragment.is_some() { Protocol::FRAGMENT } else { protocol };
             let header = ipv6::Repr {
                 hop_limit: ttl,
                 traffic_class: class,
@@ -58,13 +63,17 @@ pub fn to_other_family<P: Packet>(
             let quotation = ipv6::Repr {
                 hop_limit: inner_ttl,
                 traffic_class: inner_class,
-                ..ipv6::Repr::new(to, from, protocol, quoted_len)
+                ..ipv6::Repr::new(to, from, next, size(quoted_len))
             };
             let (ip, message) = rest.split_at_mut(40);
             header.emit(ip).map_err(|_| DropReason::Icmp)?;
             quotation.emit(&mut message[8..48]).map_err(|_| DropReason::Icmp)?;
+            if let Some(fragment) = quoted.fragment {
+                let header = ipv6_ext::Repr { next_header: protocol, fragment };
+                header.emit(&mut message[48..]).map_err(|_| DropReason::Icmp)?;
+            }
             message[..8].copy_from_slice(&head);
-            message[48..len].copy_from_slice(upper);
+            message[48 + extra..len].copy_from_slice(upper);
             let mut message = icmpv6::Packet::new_checked(&mut message[..len]).map_err(|_| DropReason::Icmp)?;
             message.fill_checksum(Addresses::V6 { source: from, destination: to });
             l3 + 40 + len
@@ -76,9 +85,13 @@ pub fn to_other_family<P: Packet>(
             let extensions = quoted.l4 - quoted.l3 - 40;
             let quoted_len = usize::from(u16_at(inner, 4)).saturating_sub(extensions);
             let header = ipv4::Repr { ttl, tos: class, ..ipv4::Repr::new(from, to, Protocol::ICMP, size(len)) };
+            let [.., high, low] = quoted.fragment.map_or(0, |fragment| fragment.identification).to_be_bytes();
             let quotation = ipv4::Repr {
                 ttl: inner_ttl,
                 tos: inner_class,
+                identification: u16::from_be_bytes([high, low]),
+                dont_fragment: quoted.fragment.is_none(),
+                more_fragments: quoted.fragment.is_some_and(|fragment| fragment.more),
                 ..ipv4::Repr::new(to, from, protocol, size(quoted_len))
             };
             let (ip, message) = rest.split_at_mut(20);
@@ -147,8 +160,9 @@ fn sum_of(address: IpAddr, sum: Sum) -> Sum {
     }
 }
 
-/// Type, code and the second word of an ICMPv4 error as ICMPv6 has them, RFC 7915 section 4.2; no checksum.
-fn head_v6(message: &[u8]) -> Option<[u8; 8]> {
+/// Type, code and the second word of an ICMPv4 error as ICMPv6 has them, RFC 7915 section 4.2; no checksum. `difference` is by how many
+/// bytes the quoted packet is longer in IPv6.
+fn head_v6(message: &[u8], difference: u32) -> Option<[u8; 8]> {
     let (kind, code, word) = match (message[0], message[1]) {
         (icmpv4::kind::UNREACHABLE, 2) => (icmpv6::kind::PARAMETER_PROBLEM, 1, NEXT_HEADER),
         (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::PORT) => {
@@ -156,7 +170,7 @@ fn head_v6(message: &[u8]) -> Option<[u8; 8]> {
         }
         (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED) => {
             // 0 is an old router's, which leaves us nothing but the minimum.
-            let mtu = u32::from(u16_at(message, 6)).saturating_add(HEADER_DIFFERENCE).max(MIN_MTU_V6);
+            let mtu = u32::from(u16_at(message, 6)).saturating_add(difference).max(MIN_MTU_V6);
             (icmpv6::kind::PACKET_TOO_BIG, 0, mtu)
         }
         (icmpv4::kind::UNREACHABLE, 9 | 10 | 13 | 15) => (icmpv6::kind::UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, 0),
@@ -171,7 +185,7 @@ fn head_v6(message: &[u8]) -> Option<[u8; 8]> {
 }
 
 /// The other way, section 5.2.
-fn head_v4(message: &[u8]) -> Option<[u8; 8]> {
+fn head_v4(message: &[u8], difference: u32) -> Option<[u8; 8]> {
     let word = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
     let (kind, code, word) = match (message[0], message[1]) {
         (icmpv6::kind::UNREACHABLE, 0 | 2 | 3) => (icmpv4::kind::UNREACHABLE, HOST, 0),
@@ -180,7 +194,7 @@ fn head_v4(message: &[u8]) -> Option<[u8; 8]> {
             (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::PORT, 0)
         }
         (icmpv6::kind::PACKET_TOO_BIG, _) => {
-            let mtu = word.saturating_sub(HEADER_DIFFERENCE).min(u32::from(u16::MAX));
+            let mtu = word.saturating_sub(difference).min(u32::from(u16::MAX));
             (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED, mtu)
         }
         (icmpv6::kind::TIME_EXCEEDED, code) => (icmpv4::kind::TIME_EXCEEDED, code, 0),
@@ -218,6 +232,8 @@ const POINTERS_6_TO_4: [(std::ops::RangeInclusive<usize>, u32); 7] =
 const NEXT_HEADER: u32 = 6;
 /// By how many bytes an IPv6 header is longer than an IPv4 header.
 const HEADER_DIFFERENCE: u32 = 20;
+/// What a fragment has more in IPv6: its sender would else be told a length that is too big again.
+const FRAGMENT_HEADER: u32 = 8;
 /// Codes of "destination unreachable" in ICMPv6.
 const NO_ROUTE: u8 = 0;
 const ADMINISTRATIVELY_PROHIBITED: u8 = 1;

@@ -1,9 +1,10 @@
-//! Tunnel packets in pieces: an IPv6 packet of 1280 bytes has to get through wherever it goes, and where a tunnel's way has too little room
-//! for it and its outer header, the outer packet is fragmented (RFC 2473 section 7.1). The host's kernel puts it together.
+//! Finished packets in pieces. An IPv6 packet of 1280 bytes has to get through wherever it goes, and where a tunnel's way has too little
+//! room for it and its outer header, the outer packet is fragmented (RFC 2473 section 7.1); the host's kernel puts it together. And an
+//! IPv6 fragment that full-nat has made an IPv4 one (RFC 7915 section 5.1.1) is taken to smaller pieces as any router would.
 
 use arrayvec::ArrayVec;
 
-use super::{Handover, Shard, hand_over, send};
+use super::{DONT_FRAGMENT, Handover, MORE_FRAGMENTS, Shard, hand_over, send};
 use crate::counters::DropReason;
 use crate::farm::PortId;
 use crate::packet::{Packet, Queue};
@@ -57,6 +58,9 @@ struct Whole<'a> {
     most: usize,
     pieces: usize,
     id: u32,
+    /// Where the payload stands in its datagram, and whether more follows: a fragment's own pieces are of the same datagram.
+    start: usize,
+    more: bool,
 }
 
 impl<'a> Whole<'a> {
@@ -69,17 +73,25 @@ impl<'a> Whole<'a> {
         if most == 0 || pieces > MOST_PIECES {
             return None;
         }
-        Some(Self { head, l3, v6, payload, most, pieces, id })
+        let whole = Self { head, l3, v6, payload, most, pieces, id, start: 0, more: false };
+        // With DF it is a tunnel's, which is whole and has no identification.
+        if v6 || head[l3 + 6] & DONT_FRAGMENT != 0 {
+            return Some(whole);
+        }
+        let word = |at: usize| u16::from_be_bytes([head[l3 + at], head[l3 + at + 1]]);
+        let start = usize::from(word(6) & 0x1fff) << 3;
+        Some(Self { id: word(4).into(), start, more: word(6) & MORE_FRAGMENTS != 0, ..whole })
     }
 
     /// Writes one piece into an empty buffer; false if that is too small.
     fn write<P: Packet>(&self, nth: usize, piece: &mut P) -> bool {
         let start = nth * self.most;
         let payload = &self.payload[start..self.payload.len().min(start + self.most)];
-        let more = nth + 1 < self.pieces;
+        let more = self.more || nth + 1 < self.pieces;
         let extra = if self.v6 { 8 } else { 0 };
         let header = self.head.len() - self.l3;
-        let (Ok(len), Ok(at)) = (u16::try_from(header + extra + payload.len()), u16::try_from(start)) else {
+        let (Ok(len), Ok(at)) = (u16::try_from(header + extra + payload.len()), u16::try_from(self.start + start))
+        else {
             return false;
         };
         if !piece.resize(self.head.len() + extra + payload.len()) {
@@ -99,7 +111,7 @@ impl<'a> Whole<'a> {
             let [.., high, low] = self.id.to_be_bytes();
             ip[2..4].copy_from_slice(&len.to_be_bytes());
             ip[4..6].copy_from_slice(&[high, low]);
-            ip[6..8].copy_from_slice(&(at >> 3 | u16::from(more) << 13).to_be_bytes());
+            ip[6..8].copy_from_slice(&(at >> 3 | if more { MORE_FRAGMENTS } else { 0 }).to_be_bytes());
             ip[10..12].fill(0);
             let check = checksum(ip);
             ip[10..12].copy_from_slice(&check.to_be_bytes());
@@ -110,7 +122,7 @@ impl<'a> Whole<'a> {
 
 /// IPv6's fragment header, RFC 8200 section 4.5.
 const FRAGMENT: u8 = 44;
-/// 1280 bytes and an outer header through a way of 576 have three.
-const MOST_PIECES: usize = 4;
+/// 1280 bytes and an outer header through a way of 576 have three; a jumbo frame's fragment of 9000 through one of 1280 has eight.
+const MOST_PIECES: usize = 8;
 /// Identifications are dealt out among so many shards, a power of two.
 const MOST_SHARDS: u32 = 64;

@@ -7,7 +7,7 @@
 use arrayvec::ArrayVec;
 use weir_identity::Moment;
 
-use super::{DONT_FRAGMENT, Handover, Shard, hand_over};
+use super::{DONT_FRAGMENT, Handover, MORE_FRAGMENTS, Shard, hand_over};
 use crate::classifier::millis;
 use crate::counters::DropReason;
 use crate::farm::PortId;
@@ -98,6 +98,5 @@ fn copy<P: Packet>(mut piece: P, whole: &[u8], parsed: &Parsed, start: u16, len:
 const PLAIN_HEADER: u8 = 0x45;
 /// Its length in bytes.
 const HEADER: u16 = 20;
-const MORE_FRAGMENTS: u16 = 0x2000;
 /// A jumbo frame of 9000 bytes for a way that takes 1280 has eight.
 const MOST_PIECES: u16 = 8;

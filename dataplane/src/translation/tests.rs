@@ -119,7 +119,9 @@ fn what_cannot_be_translated_says_why() {
     frame.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
     frame[19] += 8;
     frame[20] = 60;
-    assert_eq!(translated(&frame, false), Err(DropReason::ExtensionHeader));
+    // Extension headers are left out between the families (RFC 7915 section 5.1), and stay within.
+    let packet = translated(&frame, false).unwrap();
+    assert_eq!(packet.data(), translated(&query(true).frame(), false).unwrap().data());
     let packet = translated(&frame, true).unwrap();
     assert_eq!(packet.data()[54..62], frame[54..62]);
     assert!(verifies(packet.data()));
@@ -140,28 +142,141 @@ fn what_cannot_be_translated_says_why() {
     assert_eq!(packet, before);
 }
 
-#[test]
-fn fragments_keep_to_their_family() {
-    let whole = Given { payload: (0..100).collect(), ..query(false) };
-    let piece = |from: usize, to: usize, more: bool| {
-        let frame = whole.frame();
-        let mut piece = frame[..34].to_vec();
-        piece.extend(&frame[34 + from..34 + to]);
-        piece[17] = u8::try_from(20 + to - from).unwrap();
-        piece[20..22].copy_from_slice(&(u16::from(more) << 13 | u16::try_from(from / 8).unwrap()).to_be_bytes());
-        piece[24..26].fill(0);
-        let check = crate::wire::checksum::checksum(&piece[14..34]);
-        piece[24..26].copy_from_slice(&check.to_be_bytes());
+/// The packet of a whole frame in fragments whose payloads end at these places; IPv6 has `extension` before the fragment header.
+fn pieces(frame: &[u8], bounds: &[usize], id: u32, extension: &[u8]) -> Vec<Vec<u8>> {
+    let parsed = parse(frame, MAC).unwrap();
+    let (l3, l4) = (usize::from(parsed.l3), usize::from(parsed.l4));
+    let payload = &frame[l4..l3 + usize::from(parsed.ip_len)];
+    let bounds = [&[0], bounds, &[payload.len()]].concat();
+    let piece = |at: &[usize]| {
+        let (from, to, more) = (at[0], at[1], at[1] < payload.len());
+        let mut piece = frame[..l4].to_vec();
+        if parsed.key.source().is_ipv4() {
+            piece[l3 + 2..l3 + 4].copy_from_slice(&u16::try_from(20 + to - from).unwrap().to_be_bytes());
+            piece[l3 + 4..l3 + 6].copy_from_slice(&id.to_be_bytes()[2..]);
+            let place = u16::from(more) << 13 | u16::try_from(from / 8).unwrap();
+            piece[l3 + 6..l3 + 8].copy_from_slice(&place.to_be_bytes());
+            piece[l3 + 10..l3 + 12].fill(0);
+            let check = crate::wire::checksum::checksum(&piece[l3..l3 + 20]);
+            piece[l3 + 10..l3 + 12].copy_from_slice(&check.to_be_bytes());
+        } else {
+            let len = u16::try_from(extension.len() + 8 + to - from).unwrap();
+            piece[l3 + 4..l3 + 6].copy_from_slice(&len.to_be_bytes());
+            let next = std::mem::replace(&mut piece[l3 + 6], if extension.is_empty() { 44 } else { 60 });
+            piece.extend(extension);
+            piece.extend([next, 0]);
+            piece.extend((u16::try_from(from).unwrap() | u16::from(more)).to_be_bytes());
+            piece.extend(id.to_be_bytes());
+        }
+        piece.extend(&payload[from..to]);
         piece
     };
-    let (first, last) = (piece(0, 48, true), piece(48, 108, false));
-    assert_eq!(translated(&first, true), Err(DropReason::Fragment));
-    assert_eq!(translated(&last, true), Err(DropReason::Fragment));
-    let mut datagram = translated(&first, false).unwrap().data()[34..].to_vec();
-    let last = translated(&last, false).unwrap();
-    assert!(Dissection::of(last.data()).is_ok(), "its header's checksum is right");
-    datagram.extend(&last.data()[34..]);
-    assert_eq!(datagram, translated(&whole.frame(), false).unwrap().data()[34..]);
+    bounds.windows(2).map(piece).collect()
+}
+
+/// Destination options that lead to a fragment header.
+const OPTIONS: [u8; 8] = [44, 0, 1, 4, 0, 0, 0, 0];
+
+#[test]
+fn fragments_become_these_bytes() {
+    // IPv4 to IPv6: an eight-byte header more.
+    let parts = pieces(&query(false).frame(), &[8], 0xabcd, &[]);
+    let first = translated(&parts[0], true).unwrap();
+    assert_eq!(first.data()[12..22], [0x86, 0xdd, 0x62, 0xe0, 0, 0, 0, 16, 44, 63]);
+    assert_eq!(first.data()[54..62], [17, 0, 0, 1, 0, 0, 0xab, 0xcd]);
+    // The checksum is the whole datagram's.
+    let whole = translated(&query(false).frame(), true).unwrap();
+    assert_eq!(first.data()[62..], whole.data()[54..62]);
+    let last = with_ports_of(&parts[0], &parts[1], true).unwrap();
+    assert_eq!(last.data()[18..21], [0, 10, 44]);
+    assert_eq!(last.data()[54..], [17, 0, 0, 8, 0, 0, 0xab, 0xcd, b'h', b'i']);
+    // IPv6 to IPv4: the lower half of the identification, no DF; other extension headers are left out.
+    let parts = pieces(&query(true).frame(), &[8], 0x1234_abcd, &OPTIONS);
+    let first = translated(&parts[0], false).unwrap();
+    assert_eq!(first.data()[12..24], [8, 0, 0x45, 0x2e, 0, 28, 0xab, 0xcd, 0x20, 0, 63, 17]);
+    assert_eq!(first.data()[34..], [0x75, 0x30, 0x1f, 0x90, 0, 10, 0xee, 0x04]);
+    let last = with_ports_of(&parts[0], &parts[1], false).unwrap();
+    assert_eq!(last.data()[16..24], [0, 22, 0xab, 0xcd, 0, 1, 63, 17]);
+    assert_eq!(last.data()[34..], *b"hi");
+    // An atomic one is whole, and may be taken to pieces.
+    let atomic = pieces(&query(true).frame(), &[], 0x1234_abcd, &[]).remove(0);
+    let packet = translated(&atomic, false).unwrap();
+    assert_eq!(packet.data()[16..24], [0, 30, 0xab, 0xcd, 0, 0, 63, 17]);
+    assert_eq!(packet.data()[34..], translated(&query(true).frame(), false).unwrap().data()[34..]);
+}
+
+/// A later fragment, as it is translated after its first one has told the ports.
+fn with_ports_of(first: &[u8], later: &[u8], v6: bool) -> Result<HeapPacket, DropReason> {
+    let (known, mut parsed) = (parse(first, MAC)?, parse(later, MAC)?);
+    (parsed.class, parsed.key) = (Class::Flow, known.key);
+    let mut packet = HeapPacket::new(later);
+    let (source, destination) = ends(v6);
+    let size = size_after(&parsed, if v6 { Family::V6 } else { Family::V4 });
+    translate_both(&mut packet, &parsed, source, destination)?;
+    assert_eq!(parse(packet.data(), MAC)?.ip_len, size);
+    Ok(packet)
+}
+
+#[test]
+fn what_fragments_cannot_become_says_why() {
+    // RFC 7915 section 4.5: nobody has the whole datagram.
+    let bare = pieces(&Given { checksum: false, ..query(false) }.frame(), &[8], 1, &[]);
+    assert_eq!(translated(&bare[0], true), Err(DropReason::NoChecksum));
+    assert_eq!(translated(&bare[0], false).unwrap().data()[40..42], [0, 0]);
+    // Section 5.1.1: the fragment header is the last, and authentication covers the addresses.
+    let mut behind = pieces(&query(true).frame(), &[], 1, &[]).remove(0);
+    behind.splice(62..62, [17, 0, 1, 4, 0, 0, 0, 0]);
+    behind[19] += 8;
+    behind[54] = 60;
+    assert_eq!(translated(&behind, false), Err(DropReason::ExtensionHeader));
+    let mut authenticated = query(true).frame();
+    authenticated.splice(54..54, [[17, 4, 0, 0], [0; 4], [0; 4], [1; 4], [2; 4], [3; 4]].concat());
+    authenticated[19] += 24;
+    authenticated[20] = 51;
+    assert_eq!(translated(&authenticated, false), Err(DropReason::ExtensionHeader));
+}
+
+/// Puts fragments together, by the wire's own view of them: the packet's payload.
+fn together(mut parts: Vec<HeapPacket>) -> Vec<u8> {
+    let place = |packet: &HeapPacket| Dissection::of(packet.data()).unwrap().fragment.unwrap();
+    parts.sort_by_key(|packet| place(packet).offset);
+    let mut payload = Vec::new();
+    for (index, packet) in parts.iter().enumerate() {
+        assert_eq!((usize::from(place(packet).offset), place(packet).more), (payload.len(), index + 1 < parts.len()));
+        assert_eq!(place(packet).identification, place(&parts[0]).identification);
+        payload.extend(Dissection::of(packet.data()).unwrap().payload(packet.data()));
+    }
+    payload
+}
+
+proptest! {
+    /// Whatever the bounds, in all four pairs of families: fragments translated one by one are the fragments of what the whole
+    /// packet is translated to.
+    #[test]
+    fn fragments_make_the_translated_whole(
+        given in given(), v6: bool, id: u32, cuts in prop::collection::btree_set(3usize..40, 1..6), options: bool,
+    ) {
+        prop_assume!(given.checksum || !v6);
+        let given = Given { padding: 0, ..given };
+        let frame = given.frame();
+        let payload = if given.udp { 8 } else { 20 } + given.payload.len();
+        let bounds: Vec<_> = cuts.into_iter().map(|cut| cut * 8).filter(|bound| *bound < payload).collect();
+        prop_assume!(!bounds.is_empty());
+        let mut parts = pieces(&frame, &bounds, id, if options { &OPTIONS } else { &[] });
+        let first = translated(&parts[0], v6).unwrap();
+        let known = parts.remove(0);
+        let later = parts.iter().map(|later| with_ports_of(&known, later, v6).unwrap());
+        let all: Vec<_> = std::iter::once(first).chain(later).collect();
+        prop_assert_eq!(all.len(), bounds.len() + 1);
+        let whole = translated(&frame, v6).unwrap();
+        prop_assert!(!given.checksum || verifies(whole.data()));
+        let parts = Dissection::of(whole.data()).unwrap();
+        for piece in &all {
+            let piece = Dissection::of(piece.data()).unwrap();
+            prop_assert_eq!((piece.addresses, piece.hop_limit, piece.traffic_class), (parts.addresses, given.ttl, given.class));
+        }
+        prop_assert_eq!(together(all), parts.payload(whole.data()));
+    }
 }
 
 proptest! {

@@ -184,7 +184,16 @@ pub(crate) fn reassembled(fragments: &[Vec<u8>]) -> Vec<u8> {
     head
 }
 
-fn set_header_checksum(frame: &mut [u8]) {
+/// The same IPv4 frame, which routers may take to pieces.
+pub(crate) fn without_df(frame: &[u8], id: u16) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[18..20].copy_from_slice(&id.to_be_bytes());
+    frame[20..22].fill(0);
+    set_header_checksum(&mut frame);
+    frame
+}
+
+pub(crate) fn set_header_checksum(frame: &mut [u8]) {
     frame[24..26].fill(0);
     let check = weir_dataplane::wire::checksum::checksum(&frame[14..34]);
     frame[24..26].copy_from_slice(&check.to_be_bytes());

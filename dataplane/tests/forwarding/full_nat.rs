@@ -7,7 +7,7 @@ use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::Farm;
 use weir_dataplane::flow::{FlowHash, Key};
 use weir_dataplane::forwarder::{self, Fate, Forwarder};
-use weir_dataplane::packet::{HeapPacket, Packet};
+use weir_dataplane::packet::{Burst, HeapPacket, Packet};
 use weir_dataplane::parse::parse;
 use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, Mode, Route, State};
@@ -326,6 +326,36 @@ fn opens(forwarder: &mut Forwarder, farm: &Farm, family: Family, client: u16, ho
 }
 
 #[test]
+fn an_established_connection_is_forwarded_by_bursts() {
+    families(|family, hosts| {
+        let farm = Farm::new(setup(family, hosts).parts);
+        let mut forwarder = small_forwarder(8);
+        assert_eq!(opens(&mut forwarder, &farm, family, 1, 0, 0), Fate::Send(1));
+        // The first request goes one by one, and makes it established.
+        let one_by_one = |forwarder: &mut Forwarder, port: usize, frame: &[u8]| {
+            let mut packet = HeapPacket::new(frame);
+            let parsed = parse(frame, MACS[port]).unwrap();
+            assert_eq!(forwarder.forward_one(&mut packet, &parsed, &farm, 1), Fate::Send(1 - port as u16));
+            packet.data().to_vec()
+        };
+        let in_bursts = |forwarder: &mut Forwarder, port: usize, frame: &[u8]| {
+            let mut burst: Burst<_> = [HeapPacket::new(frame), HeapPacket::new(frame)].into_iter().collect();
+            let departures = forwarder.forward(&mut burst, port as u16, &farm, 2);
+            assert_eq!(departures[..2], [1 - port as u16; 2]);
+            assert_eq!(burst[0], burst[1]);
+            burst[0].data().to_vec()
+        };
+        let request = data(family, 1, HTTP, b"request");
+        let there = one_by_one(&mut forwarder, 0, &request);
+        assert_eq!(in_bursts(&mut forwarder, 0, &request), there);
+        let reply = answer(&Seen::of(0, 1, &there), Flags::ACK, b"reply");
+        let here = one_by_one(&mut forwarder, 1, &reply);
+        assert_eq!(in_bursts(&mut forwarder, 1, &reply), here);
+        assert_eq!(Seen::of(0, 0, &here).destination, family.client(1));
+    });
+}
+
+#[test]
 fn an_evicted_connection_leaves_its_port_dead_for_all_others() {
     families(|family, hosts| {
         let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);
@@ -384,14 +414,14 @@ fn a_binding_says_all_and_brings_a_connection_back_by_its_port() {
 }
 
 /// Frames that a frame makes the unit send.
-fn sends(lab: &mut Lab, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+pub(crate) fn sends(lab: &mut Lab, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
     lab.arrive(0, port, frame);
     lab.run();
     lab.wire.raw().into_iter().map(|(_, port, frame)| (port, frame)).collect()
 }
 
 /// The MTU that an ICMP error to somebody tells.
-fn told(frame: &[u8], to: IpAddr) -> u32 {
+pub(crate) fn told(frame: &[u8], to: IpAddr) -> u32 {
     let parts = Dissection::of(frame).unwrap();
     assert_eq!(parts.addresses.destination(), to);
     let message = parts.payload(frame);
@@ -439,7 +469,7 @@ fn what_becomes_too_long_is_told_to_its_sender() {
 }
 
 /// "Too big" (of 1400 bytes) about a frame, from a router.
-fn too_big(about: &[u8], to: [u8; 6]) -> Vec<u8> {
+pub(crate) fn too_big(about: &[u8], to: [u8; 6]) -> Vec<u8> {
     let parts = Dissection::of(about).unwrap();
     let packet = &about[parts.ip..parts.end];
     let router: IpAddr =

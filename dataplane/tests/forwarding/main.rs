@@ -10,6 +10,7 @@ mod associations;
 mod decisions;
 mod farm_changes;
 mod fragments;
+mod fragments_across;
 mod frames;
 mod full_nat;
 mod lab;

@@ -4,7 +4,12 @@ use std::sync::atomic::Ordering;
 
 use weir_dataplane::counters::DropReason;
 
-use crate::lab::{Family, HTTP, Lab, Setup, data, everywhere, syn};
+use weir_dataplane::farm::NoEndpoint;
+use weir_dataplane::wire::{Protocol, icmpv4, icmpv6};
+use weir_health_load::Directive;
+
+use crate::frames;
+use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, data, everywhere, syn};
 
 #[test]
 fn a_full_ring_to_the_classifier_drops_what_comes_last() {
@@ -47,6 +52,46 @@ fn strangers(lab: &mut Lab, family: Family) -> Vec<u16> {
     let routes = lab.routes();
     let owner = |n: &u16| routes.iter().any(|(shard, key, ..)| *shard == 1 && key.source() == family.client(*n));
     (0..40).filter(owner).collect()
+}
+
+/// An echo request to the VIP.
+fn ping(family: Family, sequence: u16) -> Vec<u8> {
+    let addresses = frames::addresses(family.client(1).ip(), family.vip(0).ip());
+    let mut upper = vec![0; 12];
+    let protocol = if family == Family::V4 {
+        icmpv4::Repr::EchoRequest { identifier: 1, sequence }.emit(&mut upper, b"ping").unwrap();
+        Protocol::ICMP
+    } else {
+        icmpv6::Repr::EchoRequest { identifier: 1, sequence }.emit(&mut upper, b"ping", addresses).unwrap();
+        Protocol::ICMPV6
+    };
+    frames::frame(MACS[0], addresses, protocol, &upper)
+}
+
+#[test]
+fn what_a_unit_says_by_itself_has_a_rate() {
+    everywhere(|mode, family| {
+        let mut setup = Setup::new(mode);
+        setup.parts.services.iter_mut().for_each(|service| service.no_endpoint = NoEndpoint::Reset);
+        setup.parts.endpoints.iter_mut().for_each(|endpoint| endpoint.directive = Directive::Inactive);
+        let mut lab = Lab::new(Setup { divert_ring: 4096, ..setup });
+        (0..1200).for_each(|n| lab.arrive(0, 0, &ping(family, n)));
+        lab.run();
+        lab.check();
+        assert_eq!((lab.count("responded"), lab.dropped(DropReason::IcmpRate)), (1000, 200));
+        lab.now.0 += 100;
+        (0..200).for_each(|n| lab.arrive(0, 0, &ping(family, n)));
+        lab.run();
+        assert_eq!((lab.count("responded"), lab.dropped(DropReason::IcmpRate)), (1100, 300));
+        // The same of "port unreachable", which has a rate of its own; resets are for connections.
+        for n in 0..1200 {
+            lab.arrive(0, 0, &frames::datagram(MACS[0], family.client(n), family.vip(DNS), b"question"));
+            lab.arrive(0, 0, &syn(family, n, HTTP));
+        }
+        lab.run();
+        lab.check();
+        assert_eq!((lab.count("refused"), lab.dropped(DropReason::NoEndpoint)), (2200, 200));
+    });
 }
 
 #[test]

@@ -1,0 +1,159 @@
+//! What the benches forward to and what they send: one service in each family, its hosts, and packets of its flows.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
+use weir_dataplane::flow::{Key, Key4, Key6, protocol};
+use weir_dataplane::route_table::{IdleTimeouts, Mode};
+use weir_dataplane::translation::PoolPorts;
+use weir_dataplane::tunneler::Tunnel;
+use weir_health_load::Directive;
+use weir_identity::{ApplicationId, HostId, ServiceId};
+
+/// Client address and port of a flow.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a flow number taken apart")]
+pub(crate) fn client(flow: u64) -> (u32, u16) {
+    (0x0a00_0000 | (flow >> 12) as u32, 1024 + (flow & 0xfff) as u16)
+}
+
+/// A packet of no flow in particular.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    /// Its bytes.
+    pub(crate) bytes: Vec<u8>,
+    /// Whether it is IPv6.
+    pub(crate) six: bool,
+}
+
+impl Frame {
+    /// One whose IP packet is `len` bytes long, or as long as its headers are.
+    pub(crate) fn new(six: bool, len: usize) -> Self {
+        let len = len.max(if six { 60 } else { 40 });
+        let [high, low] = u16::try_from(if six { len - 40 } else { len }).unwrap_or(u16::MAX).to_be_bytes();
+        let mut frame = Vec::new();
+        frame.extend(MAC);
+        frame.extend([2, 0, 0, 0, 0, 9]);
+        let tcp = [0, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0x12, 0x34, 0, 0];
+        if six {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, 6, 64]);
+            frame.extend(Ipv6Addr::UNSPECIFIED.octets());
+            frame.extend(VIP6.octets());
+        } else {
+            frame.extend([8, 0, 0x45, 0, high, low, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 0]);
+            frame.extend(VIP.octets());
+        }
+        frame.extend(tcp);
+        frame.resize((14 + len).max(60), 0);
+        if !six {
+            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
+            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
+            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
+        }
+        Self { bytes: frame, six }
+    }
+
+    /// Bytes of its headers.
+    pub(crate) fn headers(&self) -> usize {
+        if self.six { 74 } else { 54 }
+    }
+
+    /// Writes the headers of a flow over those of a packet that has been forwarded.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "words of a sum")]
+    pub(crate) fn write(&self, flow: u64, frame: &mut [u8]) {
+        let (address, port) = client(flow);
+        if self.six {
+            frame[..14].copy_from_slice(&self.bytes[..14]);
+            frame[14..22].copy_from_slice(&self.bytes[14..22]);
+            frame[22..34].copy_from_slice(&CLIENT6[..12]);
+            frame[34..38].copy_from_slice(&address.to_be_bytes());
+            frame[38..54].copy_from_slice(&self.bytes[38..54]);
+            frame[54..56].copy_from_slice(&port.to_be_bytes());
+            return;
+        }
+        let frame: &mut [u8; 38] = match frame.first_chunk_mut() {
+            Some(frame) => frame,
+            None => return,
+        };
+        let template: &[u8; 38] = match self.bytes.first_chunk() {
+            Some(template) => template,
+            None => return,
+        };
+        *frame = *template;
+        // What the address adds to the header's sum the identification takes away again, so that the checksum stays.
+        frame[18..20].copy_from_slice(&(!(address as u16)).to_be_bytes());
+        frame[26..30].copy_from_slice(&address.to_be_bytes());
+        frame[34..36].copy_from_slice(&port.to_be_bytes());
+    }
+}
+
+/// A farm of one service in each family.
+pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn std::error::Error>> {
+    let service = |id, vip| Service {
+        id: ServiceId(id),
+        protocol: protocol::TCP,
+        ports: vec![80..=80],
+        mode,
+        no_endpoint: NoEndpoint::Drop,
+        vip,
+    };
+    let vip = |address: IpAddr| Vip { address, services: vec![], on_link: vec![0] };
+    let host = |n: u64| Ipv4Addr::from(0x0afe_0001 + u32::try_from(n).unwrap_or(0));
+    let endpoint = |n: u64| Endpoint {
+        service: 0,
+        host: HostId(u32::try_from(n).unwrap_or(0)),
+        application: ApplicationId(1),
+        address: host(n).into(),
+        port: matches!(mode, Mode::Nat | Mode::FullNat).then_some(8080),
+        directive: Directive::Active,
+        backup: false,
+        tunnel: match mode {
+            Mode::Ipip => Tunnel::ipip(UNIT.into(), host(n).into()),
+            Mode::Gue => Tunnel::gue(UNIT.into(), host(n).into(), 6080),
+            _ => None,
+        },
+        pool: (mode == Mode::FullNat).then_some(0),
+        local: None,
+        hop: None,
+    };
+    // Four addresses have room for millions of connections to 64 endpoints.
+    let pool = || PoolPorts::new((1..=4).map(|n| Ipv4Addr::new(10, 253, 0, n).into()).collect(), 1024..=65535, 1);
+    Ok(Farm::new(FarmParts {
+        generation: 1,
+        vips: vec![vip(VIP.into()), vip(VIP6.into())],
+        services: vec![service(1, 0), service(2, 1)],
+        endpoints: (0..ENDPOINTS).map(endpoint).collect(),
+        pools: if mode == Mode::FullNat { vec![pool()?] } else { vec![] },
+        ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
+        timeouts,
+        prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
+        neighbours: (0..ENDPOINTS)
+            .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
+            .collect(),
+    }))
+}
+
+/// The route that a flow's packets of one kind need.
+pub(crate) fn key(six: bool, flow: u64) -> Key {
+    let (address, port) = client(flow);
+    let [high, low] = port.to_be_bytes();
+    let ports = [high, low, 0, 80];
+    if six {
+        let mut source = CLIENT6;
+        source[12..].copy_from_slice(&address.to_be_bytes());
+        Key::V6(Key6 { source, destination: VIP6.octets(), ports, protocol: protocol::TCP })
+    } else {
+        let (source, destination) = (address.to_be_bytes(), VIP.octets());
+        Key::V4(Key4 { source, destination, ports, protocol: protocol::TCP })
+    }
+}
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const UNIT: Ipv4Addr = Ipv4Addr::new(10, 254, 255, 1);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
+const CLIENT6: [u8; 16] = [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// Hosts.
+pub(crate) const ENDPOINTS: u64 = 64;
