@@ -9,7 +9,6 @@
 //! In tunnels the harness takes the outer header off again and makes the frame as long as it was (and alone it puts an empty one on
 //! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1.
 
-#[allow(dead_code, reason = "the other bench uses other parts")]
 mod farm;
 
 use std::sync::Arc;

@@ -292,7 +292,10 @@ async fn drive(end: Arc<Mutex<UnitEnd>>, clock: Clock, mut incoming: mpsc::Recei
                         }
                     }
                     // Those that have another way by now keep it.
-                    ways.retain(|(_, way)| *way != link);
+                    let hosts = gone.claims.hosts.iter().map(|host| Way::Host(*host));
+                    for way in hosts.chain(gone.unit.map(Way::Unit)) {
+                        ways.remove(&(way, link));
+                    }
                     let has_way = |way: Way| ways.range((way, 0)..=(way, u64::MAX)).next().is_some();
                     let is_over = |host: &HostId| !has_way(Way::Host(*host));
                     let hosts = gone.claims.hosts.into_iter().filter(is_over).collect();

@@ -16,6 +16,7 @@ use crate::parse::Parsed;
 use crate::rewrite::{self, Stop};
 use crate::route_table::{Action, Mode};
 use crate::translation::{self, Family, PoolPort, Translation, TranslationTable, size_after, translate_both};
+use crate::wire::ipv6;
 
 /// Where a packet goes, and from whom its receiver sees it come.
 #[derive(Debug, Clone, Copy)]
@@ -153,15 +154,15 @@ fn endpoint_address(endpoint: &Endpoint, key: &Key) -> SocketAddr {
 }
 
 /// Whether an IPv4 packet still fits the link that takes `mtu` bytes when it has become an IPv6 one; else how long it may be (RFC
-/// 7915 sections 4.1 and 4.2). What senders allow to be taken to pieces fits no more than [`LEAST_V6`] on its way to a client: who
+/// 7915 sections 4.1 and 4.2). What senders allow to be taken to pieces fits no more than [`ipv6::LEAST_MTU`] on its way to a client: who
 /// is behind a narrow path could tell nobody.
 fn fits_v6(frame: &mut [u8], parsed: &Parsed, mode: Mode, mtu: u16) -> Result<(), Stop> {
     let size = size_after(parsed, Family::V6);
-    if size <= mtu.min(LEAST_V6) {
+    if size <= mtu.min(ipv6::LEAST_MTU) {
         return Ok(());
     }
     let in_pieces = translation::may_be_fragmented(frame, parsed);
-    let most = if in_pieces && mode == Mode::FullNatReturn { mtu.min(LEAST_V6) } else { mtu };
+    let most = if in_pieces && mode == Mode::FullNatReturn { mtu.min(ipv6::LEAST_MTU) } else { mtu };
     if size <= most {
         return Ok(());
     }
@@ -183,5 +184,3 @@ const ATTEMPTS: u32 = 128;
 const HEADER_DIFFERENCE: u16 = 20;
 /// What a fragment header adds.
 const FRAGMENT_HEADER: u16 = 8;
-/// RFC 8200 section 5; RFC 7915's "lowest-ipv6-mtu".
-const LEAST_V6: u16 = 1280;

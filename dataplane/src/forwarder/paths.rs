@@ -18,6 +18,7 @@ use crate::icmp_error;
 use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::rewrite;
+use crate::wire::ipv6;
 
 /// The tunnels' ends whose paths are narrow.
 #[derive(Debug, Default)]
@@ -105,7 +106,7 @@ impl Forwarder {
         room: u16,
         farm: &Farm,
     ) -> Fate {
-        let in_pieces = matches!(parsed.key, Key::V6(_)) && room < LEAST_V6 && parsed.ip_len <= LEAST_V6;
+        let in_pieces = matches!(parsed.key, Key::V6(_)) && room < ipv6::LEAST_MTU && parsed.ip_len <= ipv6::LEAST_MTU;
         let tunnel = farm.endpoint(endpoint).and_then(|endpoint| Some((endpoint.tunnel.as_ref()?, endpoint.hop?)));
         match tunnel.filter(|_| in_pieces) {
             Some((tunnel, hop)) => match rewrite::encapsulate(packet, parsed.headers(), tunnel, &hop) {
@@ -124,7 +125,5 @@ impl Forwarder {
 
 /// Milliseconds until a larger packet is tried: ten minutes, RFC 1191 section 6.3 and RFC 8201 section 4.
 const LIFETIME: u32 = 600_000;
-/// RFC 8200 section 5.
-const LEAST_V6: u16 = 1280;
 /// GUE over IPv6.
 const MOST_OVERHEAD: u16 = 52;

@@ -47,7 +47,7 @@ pub fn about_tunnel(frame: &[u8], parsed: &Parsed) -> Result<TunnelError, DropRe
         (Key::V6(key), protocol::ICMPV6) => {
             let quotation = ipv6::Packet::new_quoted(error6(message, key)?).map_err(|_| DropReason::Truncated)?;
             let told = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
-            let mtu = u16::try_from(told).unwrap_or(u16::MAX).max(LEAST_V6);
+            let mtu = u16::try_from(told).unwrap_or(u16::MAX).max(ipv6::LEAST_MTU);
             is_tunnels(quotation.next_header())?;
             TunnelError {
                 source: quotation.source().into(),
@@ -73,5 +73,3 @@ fn plateau_below(len: usize) -> u16 {
 const PLATEAUS: [u16; 7] = [32_000, 17_914, 8166, 4352, 2002, 1492, 1006];
 /// What each IPv4 host can take (RFC 791 section 3.2): nobody is believed who says less.
 const LEAST_V4: u16 = 576;
-/// RFC 8200 section 5.
-const LEAST_V6: u16 = 1280;

@@ -8,6 +8,7 @@ use super::{DONT_FRAGMENT, Handover, MORE_FRAGMENTS, Shard, hand_over, send};
 use crate::counters::DropReason;
 use crate::farm::PortId;
 use crate::packet::{Packet, Queue};
+use crate::wire::Protocol;
 use crate::wire::checksum::checksum;
 
 impl<Q: Queue> Shard<Q> {
@@ -104,7 +105,7 @@ impl<'a> Whole<'a> {
         if self.v6 {
             ip[4..6].copy_from_slice(&(len - 40).to_be_bytes());
             rest[..2].copy_from_slice(&[ip[6], 0]);
-            ip[6] = FRAGMENT;
+            ip[6] = Protocol::FRAGMENT.0;
             rest[2..4].copy_from_slice(&(at | u16::from(more)).to_be_bytes());
             rest[4..8].copy_from_slice(&self.id.to_be_bytes());
         } else {
@@ -120,8 +121,6 @@ impl<'a> Whole<'a> {
     }
 }
 
-/// IPv6's fragment header, RFC 8200 section 4.5.
-const FRAGMENT: u8 = 44;
 /// 1280 bytes and an outer header through a way of 576 have three; a jumbo frame's fragment of 9000 through one of 1280 has eight.
 const MOST_PIECES: usize = 8;
 /// Identifications are dealt out among so many shards, a power of two.

@@ -26,6 +26,9 @@ mod field {
 /// Bytes of the fixed header.
 pub const HEADER_LEN: usize = field::PAYLOAD;
 
+/// What every IPv6 link takes, in bytes: RFC 8200 section 5; RFC 7915's "lowest-ipv6-mtu".
+pub const LEAST_MTU: u16 = 1280;
+
 impl<T: AsRef<[u8]>> Packet<T> {
     /// The view, once version and length fit the buffer. Bytes after the payload length (Ethernet padding) are allowed and
     /// not part of the payload. A jumbogram (RFC 2675) reads as an empty payload.
