@@ -18,7 +18,7 @@ use crate::flow::{FlowHash, Key, Key4, Key6};
 use crate::fragments::owner_hash;
 use crate::route_table::{IdleTimeouts, Mode};
 use crate::translation::PoolPorts;
-use crate::tunneler::Tunnel;
+use crate::tunneler::{OuterFrame, Tunnel};
 
 /// What the control plane knows, as the dataplane needs it.
 #[derive(Default)]
@@ -51,6 +51,8 @@ pub struct Farm {
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
     quick_hops: Vec<QuickHop>,
+    /// Empty without tunnels.
+    outer_frames: Vec<Option<OuterFrame>>,
     smallest_mtu: u16,
     fib4: Option<IpLookupTable<Ipv4Addr, Vec<Way>>>,
     fib6: Option<IpLookupTable<Ipv6Addr, Vec<Way>>>,
@@ -163,7 +165,7 @@ impl Hop {
     }
 }
 
-/// An endpoint's next hop, and its address where that is IPv4, in few bytes for the quick lane.
+/// An endpoint's next hop, and what else translating to it asks where that is IPv4, in few bytes for the quick lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct QuickHop {
@@ -175,9 +177,14 @@ pub struct QuickHop {
     pub own_port: [u8; 2],
     /// The endpoint's address, if it is IPv4.
     pub address: [u8; 4],
-    /// Whether there is a next hop.
-    pub resolved: bool,
+    /// Bytes of IP packet that fit on its way, behind its tunnel's header if it has one; 0 if there is no next hop.
+    pub room: u16,
+    /// Its pool in full-nat; [`NO_POOL`] if it has none.
+    pub pool: u16,
 }
+
+/// No place in [`FarmParts::pools`].
+pub const NO_POOL: u16 = u16::MAX;
 
 /// One way of a routing table's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +290,7 @@ impl Farm {
             tunnels: HashMap::default(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
+            outer_frames: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
             fib4: None,
             fib6: None,
@@ -323,6 +331,10 @@ impl Farm {
         let ends = farm.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.tunnel.is_some());
         farm.tunnels = ends.map(|(index, endpoint)| (endpoint.address, index)).collect();
         farm.rivals = rivals(&farm.services, &farm.endpoints);
+        if farm.tunnels() {
+            let outer = |endpoint: &Endpoint| endpoint.tunnel.as_ref()?.outer_frame(endpoint.hop?.ethernet);
+            farm.outer_frames = farm.endpoints.iter().map(outer).collect();
+        }
         farm.quick_hops = farm
             .endpoints
             .iter()
@@ -332,7 +344,8 @@ impl Farm {
                     port,
                     own_port: endpoint.port.unwrap_or_default().to_be_bytes(),
                     address: if let IpAddr::V4(address) = address { address.octets() } else { [0; 4] },
-                    resolved: true,
+                    room: farm.ports[usize::from(port)].mtu - endpoint.tunnel.as_ref().map_or(0, Tunnel::overhead),
+                    pool: endpoint.pool.and_then(|pool| u16::try_from(pool).ok()).unwrap_or(NO_POOL),
                 },
                 (None, _) => QuickHop::default(),
             })
@@ -393,7 +406,22 @@ impl Farm {
     #[inline(always)]
     #[must_use]
     pub fn quick_hop(&self, endpoint: EndpointId) -> Option<&QuickHop> {
-        self.quick_hops.get(endpoint.index()).filter(|hop| hop.resolved)
+        self.quick_hops.get(endpoint.index()).filter(|hop| hop.room > 0)
+    }
+
+    /// What goes before plain IPv4 packets to an endpoint with a tunnel over IPv4.
+    #[inline(always)]
+    pub(crate) fn outer_frame(&self, endpoint: EndpointId) -> Option<&OuterFrame> {
+        self.outer_frames.get(endpoint.index())?.as_ref()
+    }
+
+    /// An IPv4 address of a pool.
+    #[inline(always)]
+    pub(crate) fn pool_address4(&self, pool: u16, index: u32) -> Option<[u8; 4]> {
+        match self.pools.get(usize::from(pool))?.address(index as usize)? {
+            IpAddr::V4(address) => Some(address.octets()),
+            IpAddr::V6(_) => None,
+        }
     }
 
     /// Bytes of IP packet that fit through every port.

@@ -84,7 +84,7 @@ pub(crate) fn encapsulate<P: Packet>(
     tunnel: &Tunnel,
     hop: &Hop,
 ) -> Result<PortId, Stop> {
-    let entropy = tunneler::entropy(flow_hash(packet.data(), headers));
+    let entropy = entropy(packet.data(), headers);
     decrement_ttl(packet.data_mut(), headers);
     tunnel.encapsulate(packet, headers, entropy).map_err(Stop::Drop)?;
     packet.data_mut()[..12].copy_from_slice(&hop.ethernet);
@@ -188,30 +188,41 @@ pub(crate) fn decrement_ttl4<const N: usize>(frame: &mut [u8; N]) {
     frame[22..26].copy_from_slice(&word.to_le_bytes());
 }
 
-/// The destination of a plain IPv4 segment or datagram (no options, in one piece) behind an Ethernet header without tags; port 0
-/// leaves the port as it is. The same as [`translate`] in fewer instructions: sums do not mind the order of bytes, RFC 1071.
+/// Both ends of a plain IPv4 segment or datagram (no options, in one piece) behind an Ethernet header without tags: its addresses
+/// and its ports as they are to stand there, read little-endian. The same as [`translate`] in fewer instructions: sums do not mind the
+/// order of bytes, RFC 1071.
 #[inline(always)]
-pub(crate) fn translate_plain4(frame: &mut [u8; 54], address: [u8; 4], port: [u8; 2]) {
+pub(crate) fn translate_plain4(frame: &mut [u8; 54], addresses: u64, ports: u32) {
+    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
     let native = |frame: &[u8; 54], at: usize| u64::from(u16::from_ne_bytes([frame[at], frame[at + 1]]));
-    let old = u32::from_ne_bytes([frame[30], frame[31], frame[32], frame[33]]);
-    let old_port = [frame[36], frame[37]];
-    let port = if port == [0; 2] { old_port } else { port };
     // What the sums of words gain, as positive numbers: RFC 1624's ~m + m'.
-    let gained = u64::from(!old) + u64::from(u32::from_ne_bytes(address));
-    let gained_by_port = u64::from(!u16::from_ne_bytes(old_port)) + u64::from(u16::from_ne_bytes(port));
+    let gained = halves(!plain4_addresses(frame).to_le()) + halves(addresses.to_le());
+    let gained_by_ports = u64::from(!plain4_ports(frame).to_le()) + u64::from(ports.to_le());
     let header = !folded((native(frame, 24) ^ 0xffff) + gained);
     frame[24..26].copy_from_slice(&header.to_ne_bytes());
-    frame[30..34].copy_from_slice(&address);
-    frame[36..38].copy_from_slice(&port);
+    frame[26..34].copy_from_slice(&addresses.to_le_bytes());
+    frame[34..38].copy_from_slice(&ports.to_le_bytes());
     let udp = frame[23] == protocol::UDP;
     let at = if udp { 40 } else { 50 };
     let check = native(frame, at);
     if udp && check == 0 {
         return;
     }
-    let upper = !folded((check ^ 0xffff) + gained + gained_by_port);
+    let upper = !folded((check ^ 0xffff) + gained + gained_by_ports);
     let upper = if udp && upper == 0 { 0xffff } else { upper };
     frame[at..at + 2].copy_from_slice(&upper.to_ne_bytes());
+}
+
+/// The addresses of such a packet, source first, read little-endian.
+#[inline(always)]
+pub(crate) fn plain4_addresses<const N: usize>(frame: &[u8; N]) -> u64 {
+    frame[26..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// Its ports, the same way.
+#[inline(always)]
+pub(crate) fn plain4_ports<const N: usize>(frame: &[u8; N]) -> u32 {
+    frame[34..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// A ones' complement sum in sixteen bits.
@@ -245,13 +256,11 @@ pub(crate) fn flow_of_port(port: u16) -> u64 {
     u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Spreads flows over the source ports of a tunnel: the addresses' and ports' bytes, mixed.
-fn flow_hash(frame: &[u8], headers: Headers) -> u64 {
-    let ports = headers.ports(frame);
+/// The entropy of a packet's flow in the outer header.
+fn entropy(frame: &[u8], headers: Headers) -> u16 {
     let source_at = headers.l3 + if headers.v6 { 20 } else { 12 };
-    let source = frame.get(source_at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
-    let words = u64::from(u32::from_ne_bytes(ports)) << 32 | u64::from(u32::from_ne_bytes(source));
-    (words ^ words >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    let source = frame.get(source_at..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+    tunneler::entropy(u32::from_le_bytes(source), u32::from_le_bytes(headers.ports(frame)))
 }
 
 /// Which of a packet's two ends is rewritten.
@@ -320,13 +329,14 @@ fn translate_address(frame: &mut [u8], headers: Headers, side: Side, address: Ip
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::join_ports;
     use proptest::prelude::*;
 
     proptest! {
         /// Whatever the bytes: wrong checksums stay as wrong as they were.
         #[test]
         fn plain_packets_are_translated_as_all_are(
-            lower: [u8; 32], upper: [u8; 22], udp: bool, unsummed: bool, address: [u8; 4], port: Option<std::num::NonZeroU16>,
+            lower: [u8; 32], upper: [u8; 22], udp: bool, unsummed: bool, ends: [([u8; 4], u16); 2],
         ) {
             let mut frame = [0; 54];
             frame[..32].copy_from_slice(&lower);
@@ -336,10 +346,12 @@ mod tests {
                 frame[40..42].fill(0);
             }
             let headers = Headers { l3: 14, l4: 34, ip_len: 40, ttl: 64, protocol: frame[23], v6: false, later: None };
-            let port = port.map(std::num::NonZeroU16::get);
             let (mut one, mut other) = (frame, frame);
-            translate(&mut one, headers, Side::Destination, address.into(), port);
-            translate_plain4(&mut other, address, port.unwrap_or_default().to_be_bytes());
+            let [(source, from), (destination, to)] = ends;
+            translate(&mut one, headers, Side::Source, source.into(), Some(from));
+            translate(&mut one, headers, Side::Destination, destination.into(), Some(to));
+            let word = |source: [u8; 4], destination: [u8; 4]| u64::from(u32::from_le_bytes(destination)) << 32 | u64::from(u32::from_le_bytes(source));
+            translate_plain4(&mut other, word(source, destination), u32::from_le_bytes(join_ports(from, to)));
             prop_assert_eq!(one, other);
         }
     }

@@ -42,6 +42,7 @@ impl Packet for MbufPacket {
         self.0.data_mut()
     }
 
+    #[inline(always)]
     fn prepend(&mut self, bytes: usize) -> Option<&mut [u8]> {
         self.0.prepend(bytes)?;
         Some(self.0.data_mut())
@@ -51,6 +52,7 @@ impl Packet for MbufPacket {
         self.0.trim_front(bytes)
     }
 
+    #[inline(always)]
     fn resize(&mut self, bytes: usize) -> bool {
         self.0.resize(bytes)
     }

@@ -5,6 +5,8 @@
 //! plain as that (another state, a flag that means something, no route) is left to the general way, so that there is one place for
 //! each rule. Instructions count here: each check is a branch of its own, which is always predicted.
 
+use weir_identity::EndpointId;
+
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, Key4, Key6, protocol};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, full_nat};
@@ -12,7 +14,7 @@ use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Class, Fragment, Headers, Parsed, tcp_flags};
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, QuickLimits};
-use crate::translation::TranslationTable;
+use crate::translation::{PoolPort, TranslationTable};
 
 /// What the lane's three passes over a burst leave for one another. Between them the burst must not change; anything else may, and
 /// the longer they are apart the more of the memory's answers are there in time.
@@ -206,16 +208,12 @@ fn translate<P: Packet>(
     translations: &TranslationTable,
     farm: &Farm,
 ) -> Option<PortId> {
-    if entry.sends_by(Mode::Nat) && !v6 {
-        let (hop, frame) = (farm.quick_hop(entry.endpoint())?, packet.data_mut().first_chunk_mut::<SHORTEST>()?);
-        frame[..12].copy_from_slice(&hop.ethernet);
-        rewrite::decrement_ttl4(frame);
-        rewrite::translate_plain4(frame, hop.address, hop.own_port);
-        return Some(hop.port);
-    }
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
+    if !v6 && let Some(port) = deliver_plain4(packet, endpoint, mode, value, farm) {
+        return Some(port);
+    }
     if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
         let parsed = parsed(packet.data(), v6)?;
         // Nothing here is longer than any port takes, so nothing is ready for pieces; what is refused is as it was, or is refused again.
@@ -232,6 +230,38 @@ fn translate<P: Packet>(
         Headers { l3: 14, l4: 34, ip_len: short(start, 16), ttl: start[22], protocol: start[23], v6, later: None }
     };
     rewrite::deliver(packet, headers, endpoint, mode, value, farm).ok()
+}
+
+/// The directions from a client, of IPv4 to an IPv4 host; `None`, with the packet unchanged, for any other.
+#[inline(always)]
+fn deliver_plain4<P: Packet>(
+    packet: &mut P,
+    endpoint: EndpointId,
+    mode: Mode,
+    value: u64,
+    farm: &Farm,
+) -> Option<PortId> {
+    let hop = farm.quick_hop(endpoint)?;
+    let frame = packet.data_mut().first_chunk_mut::<SHORTEST>()?;
+    let (addresses, ports) = (rewrite::plain4_addresses(frame), rewrite::plain4_ports(frame));
+    let (source, source_port) = match mode {
+        Mode::Nat => (addresses & 0xffff_ffff, ports & 0xffff),
+        Mode::FullNat => {
+            let PoolPort { address, port } = PoolPort::from_value(value);
+            let address = farm.pool_address4(hop.pool, address)?;
+            (u32::from_le_bytes(address).into(), u16::from_le_bytes(port.to_be_bytes()).into())
+        }
+        Mode::Ipip | Mode::Gue if short(frame, 16) <= hop.room => {
+            return farm.outer_frame(endpoint)?.push(packet).map(|()| hop.port);
+        }
+        _ => return None,
+    };
+    let own_port = if hop.own_port == [0; 2] { ports >> 16 } else { u16::from_le_bytes(hop.own_port).into() };
+    frame[..12].copy_from_slice(&hop.ethernet);
+    rewrite::decrement_ttl4(frame);
+    let host = u64::from(u32::from_le_bytes(hop.address));
+    rewrite::translate_plain4(frame, source | host << 32, source_port | own_port << 16);
+    Some(hop.port)
 }
 
 /// What the parser would say of a packet of the lane, as far as translating asks.

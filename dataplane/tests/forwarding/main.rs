@@ -20,6 +20,7 @@ mod many_ports;
 mod moving;
 mod nat;
 mod pressure;
+mod quick_lane;
 mod sessions;
 mod shards;
 mod tunnel_paths;

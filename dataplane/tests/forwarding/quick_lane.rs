@@ -1,0 +1,126 @@
+//! The quick lane does what the general way does, byte for byte, or leaves a packet as it was.
+
+use proptest::prelude::*;
+use weir_dataplane::farm::Farm;
+use weir_dataplane::flow::FlowHash;
+use weir_dataplane::forwarder::{Fate, Forwarder, GENERAL, Settings};
+use weir_dataplane::packet::{Burst, HeapPacket, Packet};
+use weir_dataplane::parse::parse;
+use weir_dataplane::plumbing::Plumb;
+use weir_dataplane::route_table::{Action, Mode, Route, State};
+use weir_dataplane::tunneler::Tunnel;
+use weir_dataplane::wire::tcp::Flags;
+
+use crate::frames;
+use crate::lab::{DNS, Family, HTTP, MACS, Setup, endpoint};
+
+/// What a client sends.
+#[derive(Debug, Clone)]
+struct Sent {
+    family: Family,
+    udp: bool,
+    /// UDP over IPv4 without a checksum.
+    unsummed: bool,
+    class: u8,
+    hops: u8,
+    payload: usize,
+    padding: usize,
+    client: u16,
+}
+
+impl Sent {
+    fn frame(&self) -> Vec<u8> {
+        let Self { family, payload, client, .. } = *self;
+        let payload: Vec<u8> = (0..payload).map(|n| (n * 7 + 1) as u8).collect();
+        let mut frame = if self.udp {
+            frames::datagram(MACS[0], family.client(client), family.vip(DNS), &payload)
+        } else {
+            frames::segment(MACS[0], family.client(client), family.vip(HTTP), Flags::ACK | Flags::PSH, &payload)
+        };
+        if family == Family::V4 {
+            (frame[15], frame[22]) = (self.class, self.hops);
+            frames::set_header_checksum(&mut frame);
+            if self.udp && self.unsummed {
+                frame[40..42].fill(0);
+            }
+        } else {
+            (frame[14], frame[15], frame[21]) = (0x60 | self.class >> 4, self.class << 4, self.hops);
+        }
+        // Ethernet has no shorter ones, and the lane none shorter than TCP's headers.
+        let shortest = if family == Family::V4 { 60 } else { 74 };
+        frame.resize((frame.len() + self.padding).max(shortest), 0xee);
+        frame
+    }
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let payload = prop_oneof![0_usize..64, 1380_usize..1472];
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>());
+    (kind, any::<u8>(), any::<u8>(), payload, 0_usize..8, 1_u16..500).prop_map(
+        |((six, udp, unsummed), class, hops, payload, padding, client)| Sent {
+            family: if six { Family::V6 } else { Family::V4 },
+            udp,
+            unsummed,
+            class,
+            hops,
+            payload,
+            padding,
+            client,
+        },
+    )
+}
+
+/// A farm of hosts of the same or the other family, with tunnels to them in the modes that want one.
+fn farm(mode: Mode, across: bool) -> Farm {
+    let setup = Setup::new(mode);
+    let mut parts = if across { setup.across() } else { setup }.parts;
+    for endpoint in &mut parts.endpoints {
+        let unit = if endpoint.address.is_ipv4() { [10, 1, 0, 1].into() } else { "fd01::1".parse().unwrap() };
+        endpoint.tunnel = match mode {
+            Mode::Ipip => Tunnel::ipip(unit, endpoint.address),
+            Mode::Gue => Tunnel::gue(unit, endpoint.address, 6080),
+            _ => None,
+        };
+    }
+    Farm::new(parts)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn the_quick_lane_is_the_general_way(
+        sent in sent(),
+        (mode, across) in prop_oneof![
+            Just((Mode::Dsr, false)),
+            Just((Mode::Nat, false)),
+            (prop_oneof![Just(Mode::FullNat), Just(Mode::Ipip), Just(Mode::Gue)], any::<bool>()),
+        ],
+        host in 0_usize..3,
+    ) {
+        let farm = farm(mode, across);
+        let hash = FlowHash::new(3);
+        let mut forwarder =
+            Forwarder::new(&Settings { shard: 0, shards: 1, routes_ipv4: 8, routes_ipv6: 8, hash }).unwrap();
+        let frame = sent.frame();
+        let parsed = parse(&frame, MACS[0]).unwrap();
+        let endpoint = endpoint(sent.family, usize::from(sent.udp), host);
+        let state = if sent.udp { State::Datagram } else { State::Established };
+        let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state };
+        forwarder.plumb(&Plumb::Replace(parsed.key, route), &farm, 1);
+        forwarder.tell_notices(|_| true);
+
+        let mut burst: Burst<_> = [HeapPacket::new(&frame)].into_iter().collect();
+        let departure = forwarder.forward(&mut burst, 0, &farm, 2)[0];
+        if departure == GENERAL {
+            prop_assert_eq!(burst[0].data(), &frame[..]);
+            let plain = sent.hops > 1 && sent.payload < 64;
+            prop_assert!(!plain, "left to the general way");
+        } else {
+            let mut packet = HeapPacket::new(&frame);
+            prop_assert_eq!(forwarder.forward_one(&mut packet, &parsed, &farm, 2), Fate::Send(departure));
+            prop_assert_eq!(burst[0].data(), packet.data());
+            prop_assert_ne!(packet.data(), &frame[..]);
+        }
+    }
+}
