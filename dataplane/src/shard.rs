@@ -453,12 +453,14 @@ impl<Q: Queue> Shard<Q> {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &parsed.key);
                 let (opens, closes) = (parsed.opens(), parsed.closes());
                 let ask = Ask { key: parsed.key, client, opens, closes, zombie };
-                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
+                // A datagram's protocol has no connections to be in the middle of.
+                let begins = opens || parsed.key.protocol() != protocol::TCP;
+                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } }, begins);
             }
             Fate::DivertError { key } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &key);
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
-                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } });
+                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } }, true);
             }
             Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
             Fate::Unresolved(to, neighbour) => {
@@ -518,12 +520,12 @@ impl<Q: Queue> Shard<Q> {
         }
     }
 
-    /// Asks the classifier that owns the flow.
-    fn divert(&mut self, question: Question<Held<Q::Packet>>) {
+    /// Asks the classifier that owns the flow; what `begins` something is lost first.
+    fn divert(&mut self, question: Question<Held<Q::Packet>>, begins: bool) {
         let classifier = place(question.ask.client, self.classifiers.len());
-        match self.classifiers[classifier].questions.push(question) {
+        match self.classifiers[classifier].ask(question, begins) {
             Ok(()) => self.forwarder.counters.diverted += 1,
-            Err(_) => self.forwarder.drops.count(DropReason::DivertRing),
+            Err(reason) => self.forwarder.drops.count(reason),
         }
     }
 
