@@ -6,38 +6,28 @@
 //! route; how long that takes is the plumbing delay, with all that waits before it. Rates are per second of CPU time of that core
 //! that had more; both poll.
 
-#[allow(dead_code, reason = "the other bench uses other parts")]
+#[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+mod unit;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use clap::Parser;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
-use weir::allotments::{Standings, UnitAllotments};
 use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
-use weir_dataplane::classifier::{self, Classifier};
-use weir_dataplane::core::ClassifierSeat;
-use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::FlowHash;
-use weir_dataplane::forwarder::{Forwarder, Settings};
-use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
+use weir_dataplane::packet::{Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
-use weir_dataplane::plumbing::Plumb;
-use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, Route, State};
-use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
-
+use weir_dataplane::route_table::IdleTimeouts;
 use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
-use weir_health_load::{Directive, Health, Policy, ServiceStanding, SharedHandler, Standing};
-use weir_identity::{EndpointId, Incarnation, Moment, ServiceId, UnitId};
-use weir_sessions::{Author, Limits, LocalSessions};
+use weir_identity::Moment;
 
-use crate::farm::{ENDPOINTS, Frame};
+use crate::farm::Frame;
+use crate::unit::Unit;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -111,39 +101,16 @@ struct Run {
 
 /// One forwarder and one classifier, with the live routes.
 struct Bench {
-    shard: Shard<Clients>,
-    seat: ClassifierSeat<MbufPacket>,
+    unit: Unit<Clients>,
     ready: Arc<AtomicBool>,
 }
 
 impl Bench {
     fn new(world: Clients, options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
-        let capacity = usize::try_from(options.live)? + CONNECTIONS;
-        let hash = FlowHash::new(0x5745_4952);
-        let forwarder = Forwarder::new(&Settings {
-            shard: 0,
-            shards: 1,
-            routes_ipv4: capacity,
-            routes_ipv6: 1,
-            hash: hash.clone(),
-        })?;
         // A connection that is over is kept for a second: what counts is how many can come, not how many fit.
         let timeouts = IdleTimeouts([10_000, 3_600_000, 1_000, 60_000, 10_000]);
-        let farm = Arc::new(farm::farm(Mode::Dsr, timeouts)?);
         let ready = Arc::clone(&world.ready);
-        let (link, mut classifier) = shard::link(RING, RING);
-        let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
-        let ports = vec![ShardPort::new(Ok(world), Twin::Itself)];
-        let mut shard = Shard::new(0, Arc::clone(&farm), forwarder, ports, neighbours, vec![link], BURST);
-        establish(&mut shard, &mut classifier, options.live)?;
-        let settings = classifier::Settings { sessions_ipv4: capacity, sessions_ipv6: 1, pending: 1024, hash };
-        let standings = Standings::new(1, vec![standing(&farm)], SharedHandler::default());
-        let allotments = Box::new(UnitAllotments::new(0, Arc::new(ArcSwap::from_pointee(standings))));
-        let author = Author { unit: UnitId(1), incarnation: Incarnation(0) };
-        let limits = Limits { capacity: 1 << 10, dead_time: Duration::from_secs(120) };
-        let sessions = Box::new(LocalSessions::new(author, limits));
-        let classifier_itself = Classifier::new(&settings, farm, allotments, sessions)?;
-        Ok(Self { shard, seat: ClassifierSeat::new(0, classifier_itself, vec![classifier]), ready })
+        Ok(Self { unit: Unit::new(world, options.live, CONNECTIONS, timeouts)?, ready })
     }
 
     /// Runs both, each on its core.
@@ -156,8 +123,7 @@ impl Bench {
         let (start, per_milli) = (weir_cpu::tsc(), weir_cpu::tsc_hz() / 1000);
         let now = move || Moment(2 + (weir_cpu::tsc() - start) / per_milli);
         let (stop, classifier_time) = (AtomicBool::new(false), AtomicU64::new(0));
-        let seat = &mut self.seat;
-        let shard = &mut self.shard;
+        let Unit { shard, seat } = &mut self.unit;
         self.ready.store(true, Ordering::Relaxed);
         let runs = thread::scope(|scope| {
             scope.spawn(|| {
@@ -196,41 +162,6 @@ impl Bench {
         }
         Ok(runs)
     }
-}
-
-/// Installs the routes of `live` established connections.
-fn establish(
-    shard: &mut Shard<Clients>,
-    classifier: &mut ShardLink<MbufPacket>,
-    live: u64,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let mut flow = 0;
-    while flow < live || classifier.plumbs.slots() < RING {
-        while flow < live && classifier.plumbs.slots() > 0 {
-            let endpoint = EndpointId(u32::try_from(flow % ENDPOINTS)?);
-            let action = Action::Send { endpoint, mode: Mode::Dsr, value: 0 };
-            let plumb = Plumb::Replace(farm::key(false, flow), Route { action, state: State::Established });
-            classifier.plumbs.push(plumb).map_err(|_| "the ring is full")?;
-            flow += 1;
-        }
-        shard.turn(Moment(1));
-        while classifier.notices.pop().is_ok() {}
-    }
-    Ok(())
-}
-
-/// The first service's hosts: all well, with room for everybody.
-fn standing(farm: &Farm) -> ServiceStanding {
-    let standings = (0..).zip(&farm.endpoints).map(|(id, endpoint)| Standing {
-        endpoint: EndpointId(id),
-        stable: endpoint.stable(),
-        capacity: 99,
-        load: None,
-        directive: Directive::Active,
-        health: Health::Healthy,
-        backup: false,
-    });
-    ServiceStanding { service: ServiceId(1), policy: Policy::default(), standings: standings.collect() }
 }
 
 /// What clients have seen.
@@ -334,5 +265,3 @@ const FLAGS: usize = 47;
 const CONNECTIONS: usize = 1 << 22;
 /// Flows that are taken again and again, long after each was over.
 const FLOWS: u64 = 1 << 24;
-/// Places in each ring to and from the classifier.
-const RING: usize = 2048;

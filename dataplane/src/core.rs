@@ -17,6 +17,7 @@ use crate::farm::Farm;
 use crate::packet::{BURST, Queue};
 use crate::plumbing::{Question, Reply};
 use crate::shard::{Held, Shard, ShardLink};
+use crate::sweep::SweepPace;
 
 /// What a core runs.
 pub struct Core<Q: Queue> {
@@ -165,6 +166,7 @@ pub struct ClassifierSeat<P> {
     /// Answers that found their ring full; in order, and before anything newer.
     backlog: VecDeque<Reply<Held<P>>>,
     batch: Vec<Question<Held<P>>>,
+    pace: SweepPace,
     published: Arc<PublishedClassifier>,
     last_published: Moment,
 }
@@ -228,6 +230,7 @@ impl<P> ClassifierSeat<P> {
             shards,
             backlog: VecDeque::new(),
             batch: Vec::with_capacity(BURST),
+            pace: SweepPace::default(),
             published,
             last_published: Moment(0),
         }
@@ -270,12 +273,16 @@ impl<P> ClassifierSeat<P> {
                 self.classifier.notice(&notice, now);
             }
             work += self.batch.len();
+            self.batch.iter().for_each(|question| self.classifier.prefetch(&question.ask.key));
             for question in self.batch.drain(..) {
                 self.classifier.ask(question, now, &mut |reply| answer(&mut self.shards, &mut self.backlog, reply));
             }
         }
         self.classifier.poll(now, &mut |reply| answer(&mut self.shards, &mut self.backlog, reply));
-        self.classifier.sweep(SWEEP_AT_ONCE, now);
+        let due = self.pace.due(self.classifier.places(), now);
+        if due > 0 {
+            self.classifier.sweep(due, now);
+        }
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();
@@ -303,6 +310,5 @@ fn push<P>(shards: &mut [ShardLink<P>], reply: Reply<Held<P>>) -> Result<(), Rep
     shards[shard].replies.push(reply).map_err(|rtrb::PushError::Full(reply)| reply)
 }
 
-const SWEEP_AT_ONCE: usize = 8;
 /// Milliseconds between publications of counters.
 const PUBLISH_EVERY: u64 = 20;

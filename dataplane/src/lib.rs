@@ -30,6 +30,7 @@ pub mod responder;
 pub mod rewrite;
 pub mod route_table;
 pub mod shard;
+mod sweep;
 pub mod translation;
 pub mod tunneler;
 pub mod wire;

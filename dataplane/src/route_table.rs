@@ -569,6 +569,13 @@ impl<S: Slot> RouteTable<S> {
         self.find_in(first, key).or_else(|| self.find_in(second, key))
     }
 
+    /// Asks the processor for both lines of a key.
+    #[inline]
+    pub fn prefetch(&self, key: &S::Key) {
+        let lines = self.lines_of(S::hash(&self.hash, key));
+        lines.into_iter().for_each(|line| weir_cpu::prefetch_write_at(&self.slots, line));
+    }
+
     /// Asks the processor for the first line of a hash and returns its number.
     #[inline(always)]
     #[must_use]

@@ -31,6 +31,7 @@ use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
+use crate::sweep::SweepPace;
 use crate::wire::ethernet::MacAddress;
 
 /// Where packets for a port's kernel go.
@@ -362,6 +363,7 @@ impl<Q: Queue> Shard<Q> {
     fn take_replies(&mut self, now: Moment) -> usize {
         let mut work = 0;
         for classifier in 0..self.classifiers.len() {
+            self.classifiers[classifier].prefetch(&self.forwarder);
             // What finds no room for its notices waits in its ring, and the classifier behind it.
             for _ in 0..BURST {
                 if !self.room_for_notices() {
@@ -694,25 +696,6 @@ fn port_id(port: usize) -> PortId {
     PortId::try_from(port).unwrap_or(PortId::MAX)
 }
 
-/// How many places of the tables a turn looks at, so that a whole round takes about [`SWEEP_PERIOD`] and no turn takes long.
-#[derive(Debug, Default)]
-struct SweepPace {
-    last: Moment,
-    owed: usize,
-}
-
-impl SweepPace {
-    fn due(&mut self, slots: usize, now: Moment) -> usize {
-        let elapsed = usize::try_from(now.0.saturating_sub(self.last.0)).unwrap_or(usize::MAX).min(SWEEP_PERIOD);
-        self.last = now;
-        // Not more than one round is ever owed, or a long sleep would be paid for in one go.
-        self.owed = (self.owed + (slots * elapsed).div_ceil(SWEEP_PERIOD)).min(slots);
-        let count = self.owed.min(SWEEP_AT_ONCE);
-        self.owed -= count;
-        count
-    }
-}
-
 /// Bursts taken from a port in one turn at the most: each but the last two is fetched while others are worked on.
 const BURSTS_AT_ONCE: usize = 8;
 /// Passes of the quick lane.
@@ -725,9 +708,6 @@ const ECHOES_PER_SECOND: u32 = 1000;
 const DONT_FRAGMENT: u8 = 0x40;
 /// MF, in the same field's 16 bits.
 const MORE_FRAGMENTS: u16 = 0x2000;
-/// Milliseconds for a round through a table.
-const SWEEP_PERIOD: usize = 5_000;
-const SWEEP_AT_ONCE: usize = 64;
 /// Milliseconds between publications of counters.
 const PUBLISH_EVERY: u64 = 20;
 /// The longest answer: an ICMPv6 error of 1280 bytes behind two VLAN tags.

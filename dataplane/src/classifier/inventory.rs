@@ -34,6 +34,18 @@ impl Inventory {
         self.v4.len() + self.v6.len()
     }
 
+    pub(super) fn places(&self) -> usize {
+        self.v4.slots().max(self.v6.slots())
+    }
+
+    #[inline]
+    pub(super) fn prefetch(&self, key: &Key) {
+        match key {
+            Key::V4(key) => self.v4.prefetch(key),
+            Key::V6(key) => self.v6.prefetch(key),
+        }
+    }
+
     /// The route of a session that is alive.
     pub(super) fn find(&self, key: &Key, now: u32, timeouts: &IdleTimeouts) -> Option<Route> {
         match key {

@@ -179,6 +179,18 @@ impl<H> Classifier<H> {
         self.tell_connections();
     }
 
+    /// Asks the processor for the lines of the inventory where a session may be.
+    #[inline]
+    pub fn prefetch(&self, key: &Key) {
+        self.inventory.prefetch(key);
+    }
+
+    /// Places of the inventory's larger table.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.inventory.places()
+    }
+
     /// Forgets what is out of time among the next `count` places of the inventory.
     pub fn sweep(&mut self, count: usize, now: Moment) {
         self.inventory.sweep(count, millis(now), &self.farm.timeouts);
@@ -360,7 +372,8 @@ impl<H> Classifier<H> {
         }
         self.counters.recalled += 1;
         let value = binding::pool_value(pool, EndpointId(id), &self.farm);
-        Some(self.bind_by(EndpointId(id), value, ask, service, now))
+        let state = if ask.opens { State::Opening } else { State::Established };
+        Some(self.bind_by(EndpointId(id), value, state, ask, service, now))
     }
 
     /// Where a connection that nobody knows most probably is.
@@ -389,19 +402,24 @@ impl<H> Classifier<H> {
         }
     }
 
-    /// Remembers where a flow goes and makes its route.
+    /// Remembers where a flow goes and makes its route. A guessed connection counts as half-open like a new one until it says more:
+    /// anybody can make segments up, and what has not been confirmed is the first to give way.
     fn bind(&mut self, endpoint: EndpointId, ask: &Ask, service: usize, now: Moment) -> Verdict {
-        self.bind_by(endpoint, 0, ask, service, now)
+        self.bind_by(endpoint, 0, State::Opening, ask, service, now)
     }
 
-    /// The same with a value for its route.
-    fn bind_by(&mut self, endpoint: EndpointId, value: u64, ask: &Ask, service: usize, now: Moment) -> Verdict {
+    /// The same with a value for its route, and the state of a connection.
+    fn bind_by(
+        &mut self,
+        endpoint: EndpointId,
+        value: u64,
+        state: State,
+        ask: &Ask,
+        service: usize,
+        now: Moment,
+    ) -> Verdict {
         let mode = self.farm.services[service].mode;
-        let state = match ask.key.protocol() {
-            protocol::TCP if ask.opens => State::Opening,
-            protocol::TCP => State::Established,
-            _ => State::Datagram,
-        };
+        let state = if ask.key.protocol() == protocol::TCP { state } else { State::Datagram };
         let local = self.farm.endpoint(endpoint).is_some_and(|endpoint| endpoint.local.is_some());
         let action = if local { Action::Local { endpoint } } else { Action::Send { endpoint, mode, value } };
         let route = Route { action, state };

@@ -30,6 +30,15 @@ enum Leave {
 }
 
 impl Forwarder {
+    /// Asks the processor for the lines where a key may be.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: &Key) {
+        match key {
+            Key::V4(key) => self.routes4.prefetch(key),
+            Key::V6(key) => self.routes6.prefetch(key),
+        }
+    }
+
     pub(super) fn find(&self, key: &Key) -> Option<At> {
         match key {
             Key::V4(key) => self.routes4.find(key).map(At::V4),
@@ -53,9 +62,21 @@ impl Forwarder {
 
     /// Installs a route: where there is no place left for it, in that of the least one that stands in its way.
     fn insert(&mut self, key: &Key, route: Route, farm: &Farm, now: u32) -> bool {
-        self.insert_free(key, route, now)
-            || self.least_in_the_way(key, now).is_some_and(|worst| self.evict(&worst, farm, now))
-                && self.insert_free(key, route, now)
+        if self.insert_free(key, route, now) {
+            return true;
+        }
+        let worst = self.least_in_the_way(key, now).filter(|worst| self.yields(worst, route.state, farm, now));
+        worst.is_some_and(|worst| self.evict(&worst, farm, now)) && self.insert_free(key, route, now)
+    }
+
+    /// Whether a route gives way to one in this state. Anybody can open connections, and make segments up: what has not been confirmed
+    /// drives nothing out that has, unless that was silent for as long as a connection may take to open.
+    fn yields(&self, worst: &Key, to: State, farm: &Farm, now: u32) -> bool {
+        is_confirmed(to)
+            || self
+                .find(worst)
+                .map(|at| self.entry(at))
+                .is_none_or(|entry| !is_confirmed(entry.state()) || entry.idle(now) > farm.timeouts.of(State::Opening))
     }
 
     fn insert_free(&mut self, key: &Key, route: Route, now: u32) -> bool {
@@ -148,7 +169,9 @@ impl Forwarder {
         };
         let back = self.other_direction(key, action, farm);
         let route = Route { action, ..route };
-        if self.make_room(key, back.as_ref(), farm, now) && self.insert_pair(key, back.as_ref(), route, farm, now) {
+        if self.make_room(key, back.as_ref(), route.state, farm, now)
+            && self.insert_pair(key, back.as_ref(), route, farm, now)
+        {
             self.counters.routes_installed += 1;
             if let Action::Send { mode: Mode::FullNat, value, .. } = action {
                 self.notify(Notice { key: *key, event: Event::Bound(value) });
@@ -222,13 +245,14 @@ impl Forwarder {
         }
     }
 
-    /// Evicts until there is room for both directions; false if that is not possible.
-    fn make_room(&mut self, key: &Key, back: Option<&Key>, farm: &Farm, now: u32) -> bool {
+    /// Evicts until there is room for both directions of a connection in this state; false if that is not possible.
+    fn make_room(&mut self, key: &Key, back: Option<&Key>, state: State, farm: &Farm, now: u32) -> bool {
         let together = back.is_some_and(|back| matches!(back, Key::V4(_)) == matches!(key, Key::V4(_)));
         let needs = [(Some(key), 1 + usize::from(together)), (back.filter(|_| !together), 1)];
         needs.into_iter().filter_map(|(key, count)| Some((key?, count))).all(|(key, count)| {
             while self.room_for(key) < count {
-                if !self.least_worth(key, now).is_some_and(|worst| self.evict(&worst, farm, now)) {
+                let worst = self.least_worth(key, state, now).filter(|worst| self.yields(worst, state, farm, now));
+                if !worst.is_some_and(|worst| self.evict(&worst, farm, now)) {
                     return false;
                 }
             }
@@ -236,9 +260,9 @@ impl Forwarder {
         })
     }
 
-    /// Among a sample of the table that `key` belongs to, the route that is worth least.
-    fn least_worth(&mut self, key: &Key, now: u32) -> Option<Key> {
-        (0..EVICTION_ROUNDS).find_map(|_| match key {
+    /// Among a sample of the table that `key` belongs to, the route that is worth least. What is only `state` so far looks once.
+    fn least_worth(&mut self, key: &Key, state: State, now: u32) -> Option<Key> {
+        (0..if is_confirmed(state) { EVICTION_ROUNDS } else { 1 }).find_map(|_| match key {
             Key::V4(_) => self.routes4.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V4(key)),
             Key::V6(_) => self.routes6.least_worth(EVICTION_SAMPLE, now).map(|(_, key)| Key::V6(key)),
         })
@@ -424,6 +448,11 @@ type Pair = ArrayVec<(Key, Action), 2>;
 #[must_use]
 pub fn is_return(action: Action) -> bool {
     matches!(action, Action::Send { mode: Mode::NatReturn | Mode::FullNatReturn, .. })
+}
+
+/// Whether its client has shown that it is there.
+fn is_confirmed(state: State) -> bool {
+    !matches!(state, State::Opening | State::Refused)
 }
 
 const EVICTION_SAMPLE: usize = 32;

@@ -82,7 +82,7 @@ impl Forwarder {
             return;
         }
         if !upper_is_plain(protocol, start, 34, total, 20) {
-            return;
+            return self.prefetch4(start);
         }
         let (addresses, rest) = (word(start, 26), u64::from(quad(start, 34)) | u64::from(protocol) << 32);
         lane.lines[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
@@ -98,11 +98,28 @@ impl Forwarder {
         };
         let total = usize::from(short(start, 18)) + 40;
         let (protocol, hop_limit) = (start[20], start[21]);
-        if total + 14 > frame.len() || hop_limit <= 1 || !upper_is_plain(protocol, start, 54, total, 40) {
+        if total + 14 > frame.len() || hop_limit <= 1 {
             return;
+        }
+        if !upper_is_plain(protocol, start, 54, total, 40) {
+            return self.prefetch6(start);
         }
         lane.lines[at] = self.routes6.prefetch_first(self.hash.route6(&key6(start)));
         six.put(at, true);
+    }
+
+    /// A SYN, say: the general way will look for its route, and most often in vain.
+    #[cold]
+    #[inline(never)]
+    fn prefetch4(&self, start: &[u8; SHORTEST]) {
+        self.routes4.prefetch(&key4(start));
+    }
+
+    /// The same.
+    #[cold]
+    #[inline(never)]
+    fn prefetch6(&self, start: &[u8; SHORTEST6]) {
+        self.routes6.prefetch(&key6(start));
     }
 
     /// Second pass: rewrites what has a settled route in its first line and notes where it leaves; asks for the second line of the
@@ -271,8 +288,7 @@ fn parsed(frame: &[u8], v6: bool) -> Option<Parsed> {
         (Key::V6(key6(start)), 54, start[21], short(start, 18).checked_add(40)?)
     } else {
         let start = frame.first_chunk::<SHORTEST>()?;
-        let (source, destination, ports) = (chunk(start, 26), chunk(start, 30), chunk(start, 34));
-        (Key::V4(Key4 { source, destination, ports, protocol: start[23] }), 34, start[22], short(start, 16))
+        (Key::V4(key4(start)), 34, start[22], short(start, 16))
     };
     let (class, fragment) = (Class::Flow, Fragment::default());
     Some(Parsed { class, key, l3: 14, tcp_flags: 0, ttl, l4, ip_len, fragment, unicast: true })
@@ -333,6 +349,11 @@ fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, total: usize, header: u
 /// A MAC address as the upper six bytes of a word, in the order of a frame read little-endian.
 fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([0, 0, a, b, c, d, e, f])
+}
+
+#[inline(always)]
+fn key4(start: &[u8; SHORTEST]) -> Key4 {
+    Key4 { source: chunk(start, 26), destination: chunk(start, 30), ports: chunk(start, 34), protocol: start[23] }
 }
 
 #[inline(always)]

@@ -1,9 +1,12 @@
 //! The rings that hang on a shard: to the classifiers and back, and to the other shards.
 
+use rtrb::chunks::ReadChunk;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::counters::DropReason;
 use crate::farm::PortId;
+use crate::forwarder::Forwarder;
+use crate::packet::{BURST, Packet};
 use crate::parse::Parsed;
 use crate::plumbing::{Notice, Plumb, Question, Reply};
 
@@ -50,7 +53,21 @@ pub struct ClassifierLink<P> {
     pub(super) plumbs: Consumer<Plumb>,
 }
 
-impl<P> ClassifierLink<P> {
+impl<P: Packet> ClassifierLink<P> {
+    /// Asks the processor for what the next orders and answers will need: nothing of it was here lately.
+    pub(super) fn prefetch(&mut self, forwarder: &Forwarder) {
+        let waiting = self.plumbs.slots().min(BURST);
+        for plumb in self.plumbs.read_chunk(waiting).iter().flat_map(parts) {
+            let (Plumb::Delete(key) | Plumb::Replace(key, _)) = plumb;
+            forwarder.prefetch(key);
+        }
+        let waiting = self.replies.slots().min(BURST);
+        for reply in self.replies.read_chunk(waiting).iter().flat_map(parts) {
+            forwarder.prefetch(&reply.key);
+            reply.held.packet.prefetch();
+        }
+    }
+
     /// Puts a question behind the others. What begins something is sent again by its client, and costs nobody but it some time: a
     /// quarter of the ring is left to packets of connections that exist, whose routes are lost or on another unit.
     ///
@@ -68,6 +85,12 @@ impl<P> ClassifierLink<P> {
         self.room -= 1;
         self.questions.push(question).map_err(|_| DropReason::DivertRing)
     }
+}
+
+/// What waits in a ring, without taking it.
+fn parts<'r, T>(chunk: &'r ReadChunk<'_, T>) -> impl Iterator<Item = &'r T> {
+    let (first, second) = chunk.as_slices();
+    first.iter().chain(second)
 }
 
 /// A classifier's end of its rings to one shard.

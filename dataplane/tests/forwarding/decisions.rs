@@ -7,7 +7,7 @@ use weir_identity::HostId;
 use weir_sessions::{Binding, SessionKey};
 
 use crate::frames;
-use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, data, endpoint, everywhere, fin, host_of, rst, syn};
+use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, data, endpoint, everywhere, fin, host_of, per_flow, rst, syn};
 
 #[test]
 fn a_syn_repeated_while_its_decision_is_pending_costs_one_token() {
@@ -170,6 +170,32 @@ fn what_nobody_knows_is_guessed_alike_by_every_classifier() {
         let hosts = guess(0..60, false);
         assert_eq!(hosts, guess(0..60, true));
         assert!((0..3).all(|host| hosts.contains(&host)), "{hosts:?}");
+    });
+}
+
+#[test]
+fn made_up_segments_drive_no_connection_out() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { routes: 32 * per_flow(mode), sessions: 64, ..Setup::new(mode) });
+        for n in 0..8 {
+            lab.forward(syn(family, n, HTTP));
+            lab.forward(data(family, n, HTTP, b"established"));
+        }
+        // Newer than what they would have to drive out, and four times as many as there is room for.
+        lab.pass(500);
+        for n in 100..228 {
+            lab.exchange(0, [data(family, n, HTTP, b"made up")]);
+        }
+        assert!(lab.count("routes_evicted") > 0);
+        let diverted = lab.count("diverted");
+        for n in 0..8 {
+            lab.forward(data(family, n, HTTP, b"goes on"));
+        }
+        assert_eq!(lab.count("diverted"), diverted);
+        // Who says more is known from then on.
+        lab.exchange(0, [data(family, 300, HTTP, b"once")]);
+        lab.forward(data(family, 300, HTTP, b"twice"));
+        assert_eq!(lab.state(family.client(300), family.vip(HTTP)), Some(State::Established));
     });
 }
 

@@ -1,0 +1,261 @@
+//! A million packets a second without routes beside established traffic at half of what a core forwards, which must not suffer; one
+//! line of JSON for each kind of flood.
+//!
+//! Forwarder and classifier have a core each. First as many packets of a million established connections come as the forwarder
+//! takes: its capacity. Then half of it, at an even pace, and the strangers: SYNs, or segments of connections that nobody knows, each
+//! of another flow. Every packet of an established connection that comes has to leave. Where the hypervisor stops the machine for a
+//! while, a port's queue would run over, whatever the unit does: so nothing comes in that time.
+
+#[allow(dead_code, reason = "the other benches use other parts")]
+mod farm;
+mod unit;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use clap::Parser;
+use weir::ports::MbufPacket;
+use weir_cpu::{thread_cpu_time, tsc, tsc_hz};
+use weir_dataplane::counters::DropReason;
+use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
+use weir_dataplane::parse::tcp_flags;
+use weir_dataplane::route_table::IdleTimeouts;
+use weir_dpdk::{Eal, EalOptions, MemoryMode, Mempool, PoolConfig};
+use weir_identity::Moment;
+
+use crate::farm::Frame;
+use crate::unit::Unit;
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Established connections, a power of two.
+    #[arg(long, default_value_t = 1 << 20)]
+    live: u64,
+    /// Packets without a route, in millions a second.
+    #[arg(long, default_value_t = 1.0)]
+    strangers: f64,
+    /// Their kinds.
+    #[arg(long, value_delimiter = ',', default_value = "syn,ack")]
+    kinds: Vec<String>,
+    /// How long each takes, in milliseconds.
+    #[arg(long, default_value_t = 3000)]
+    millis: u64,
+    /// The forwarder's and the classifier's CPU.
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    cpus: Vec<usize>,
+    /// What cargo passes to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
+    let &[forwarder_cpu, classifier_cpu] = &options.cpus[..] else { return Err("--cpus wants two".into()) };
+    core_affinity::set_for_current(core_affinity::CoreId { id: forwarder_cpu });
+    let eal = Eal::init(&EalOptions {
+        program: "flood".to_owned(),
+        memory: MemoryMode::NoHuge { mib: 128 },
+        cpus: vec![forwarder_cpu],
+        ..EalOptions::default()
+    })?;
+    let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 8191, cache: 256, data_room: 2048 })?;
+    for kind in &options.kinds {
+        let flags = match &kind[..] {
+            "syn" => tcp_flags::SYN,
+            "ack" => tcp_flags::ACK,
+            _ => return Err(format!("no flood is called {kind}: there are syn and ack").into()),
+        };
+        let settings = Arc::new(Settings::default());
+        let line = Line::new(pool, options.live, flags, &settings);
+        // Strangers' routes and sessions live for a second, and there is no room for all of them.
+        let timeouts = IdleTimeouts([1_000, 3_600_000, 1_000, 60_000, 1_000]);
+        println!(
+            "{}",
+            run(kind, Unit::new(line, options.live, 1 << 19, timeouts)?, &settings, classifier_cpu, &options)
+        );
+    }
+    Ok(())
+}
+
+/// Capacity, then the flood; what came of it.
+fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize, options: &Options) -> String {
+    let Unit { mut shard, mut seat } = unit;
+    let (start, per_milli) = (tsc(), tsc_hz() / 1000);
+    let now = move || Moment(2 + (tsc() - start) / per_milli);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            core_affinity::set_for_current(core_affinity::CoreId { id: classifier_cpu });
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..256 {
+                    seat.turn(now());
+                }
+            }
+        });
+        let mut go = |millis: u64| {
+            let (begin, cpu, before) = (now().0, thread_cpu_time(), settings.seen());
+            while now().0 < begin + millis {
+                for _ in 0..64 {
+                    shard.turn(now());
+                }
+            }
+            let seconds = (thread_cpu_time() - cpu).as_secs_f64();
+            (settings.seen().0 - before.0, settings.seen().1 - before.1, seconds)
+        };
+        settings.ready.store(true, Ordering::Relaxed);
+        go(200);
+        let (capacity, _, seconds) = go(500);
+        let capacity = capacity as f64 / seconds / 1e6;
+        settings.pace(capacity / 2.0, options.strangers);
+        go(1000);
+        let (come, strangers, seconds) = go(options.millis);
+        // What is still on its way has to leave, too.
+        settings.pace(0.0, 0.0);
+        go(200);
+        stop.store(true, Ordering::Relaxed);
+        let (came, left) = (settings.came.load(Ordering::Relaxed), settings.left.load(Ordering::Relaxed));
+        let drops = shard.forwarder().drops;
+        let dropped = |reason: DropReason| drops.of(reason);
+        format!(
+            "{{\"name\":\"weir flood of {kind}\",\"capacity_mpps\":{capacity:.2},\"established_mpps\":{:.2},\"strangers_mpps\":{:.2},\
+             \"established_lost\":{},\"overflowed\":{},\"strangers_shed\":{},\"dropped_otherwise\":{},\"routes_evicted\":{}}}",
+            come as f64 / seconds / 1e6,
+            strangers as f64 / seconds / 1e6,
+            came - left,
+            settings.overflowed.load(Ordering::Relaxed),
+            dropped(DropReason::DivertShed) + dropped(DropReason::DivertRing),
+            drops.total() - dropped(DropReason::DivertShed) - dropped(DropReason::DivertRing),
+            shard.forwarder().counters.routes_evicted,
+        )
+    })
+}
+
+/// How fast packets come, and how many have.
+#[derive(Debug, Default)]
+struct Settings {
+    /// Packets for each 2^32 cycles, established and strangers; as many as are taken until they are set.
+    established: AtomicU64,
+    strangers: AtomicU64,
+    paced: AtomicBool,
+    /// Whether anything comes.
+    ready: AtomicBool,
+    /// Packets that found the port's queue full, of both kinds.
+    overflowed: AtomicU64,
+    came: AtomicU64,
+    left: AtomicU64,
+    came_strangers: AtomicU64,
+}
+
+impl Settings {
+    /// Rates in millions a second.
+    fn pace(&self, established: f64, strangers: f64) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
+        let rate = |mpps: f64| (mpps * 1e6 / tsc_hz() as f64 * 2_f64.powi(32)) as u64;
+        self.established.store(rate(established), Ordering::Relaxed);
+        self.strangers.store(rate(strangers), Ordering::Relaxed);
+        self.paced.store(true, Ordering::Relaxed);
+    }
+
+    fn seen(&self) -> (u64, u64) {
+        (self.came.load(Ordering::Relaxed), self.came_strangers.load(Ordering::Relaxed))
+    }
+}
+
+/// A port by which packets come at a pace.
+struct Line {
+    pool: Mempool,
+    live: u64,
+    flags: u8,
+    frame: Frame,
+    settings: Arc<Settings>,
+    last: u64,
+    /// Of each kind, what is due, in parts of 2^32.
+    due: [u64; 2],
+    /// Numbers of the next flows.
+    next: [u64; 2],
+}
+
+impl Line {
+    fn new(pool: Mempool, live: u64, flags: u8, settings: &Arc<Settings>) -> Self {
+        let frame = Frame::new(false, 0);
+        Self { pool, live, flags, frame, settings: Arc::clone(settings), last: tsc(), due: [0; 2], next: [1, 0] }
+    }
+
+    fn write(&self, packet: &mut MbufPacket, flow: u64, flags: u8) {
+        packet.resize(self.frame.bytes.len());
+        packet.data_mut().copy_from_slice(&self.frame.bytes);
+        self.frame.write(flow, packet.data_mut());
+        packet.data_mut()[FLAGS] = flags;
+    }
+}
+
+impl Queue for Line {
+    type Packet = MbufPacket;
+
+    fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
+        let now = tsc();
+        let elapsed = std::mem::replace(&mut self.last, now);
+        // 50 µs at the most: longer, and the machine stood still.
+        let elapsed = now.saturating_sub(elapsed).min(tsc_hz() / 20_000);
+        let settings = &self.settings;
+        if settings.paced.load(Ordering::Relaxed) {
+            self.due[0] += elapsed * settings.established.load(Ordering::Relaxed);
+            self.due[1] += elapsed * settings.strangers.load(Ordering::Relaxed);
+        } else {
+            self.due[0] = if settings.ready.load(Ordering::Relaxed) { (BURST as u64) << 32 } else { 0 };
+        }
+        let waiting = (self.due[0] + self.due[1]) >> 32;
+        if waiting > QUEUE {
+            // What comes now finds the port's queue full; which of them, is chance.
+            for due in &mut self.due {
+                let lost = (*due >> 32) * (waiting - QUEUE) / waiting;
+                *due -= lost << 32;
+                settings.overflowed.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
+        let mut came = [0; 2];
+        for kind in [1, 0] {
+            while self.due[kind] >> 32 > 0
+                && !burst.is_full()
+                && let Some(mut packet) = self.allocate()
+            {
+                self.due[kind] -= 1 << 32;
+                came[kind] += 1;
+                let flow = &mut self.next[kind];
+                if kind == 0 {
+                    // An odd multiplier and increment visit all flows before one comes again; the upper bits are the random ones.
+                    *flow = flow.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let flow = (*flow >> 33) & (self.live - 1);
+                    self.write(&mut packet, flow, tcp_flags::ACK);
+                } else {
+                    *flow = (*flow + 1) % STRANGERS;
+                    let flow = self.live + *flow;
+                    self.write(&mut packet, flow, self.flags);
+                }
+                burst.push(packet);
+            }
+        }
+        self.settings.came.fetch_add(came[0], Ordering::Relaxed);
+        self.settings.came_strangers.fetch_add(came[1], Ordering::Relaxed);
+    }
+
+    fn send(&mut self, burst: &mut Burst<MbufPacket>) {
+        let live = (0x0a00_0000 + (self.live >> 12)).to_be_bytes();
+        // Strangers are counted by their address, which comes behind those of the established.
+        let established = burst.iter().filter(|packet| packet.data()[26..30] < live[4..]).count();
+        self.settings.left.fetch_add(established as u64, Ordering::Relaxed);
+        burst.clear();
+    }
+
+    fn allocate(&mut self) -> Option<MbufPacket> {
+        self.pool.alloc().map(MbufPacket::from)
+    }
+}
+
+/// The flags in TCP's header behind Ethernet and IPv4.
+const FLAGS: usize = 47;
+/// Packets that a port's queue holds.
+const QUEUE: u64 = 4096;
+/// Flows of strangers until one comes again.
+const STRANGERS: u64 = 1 << 25;
