@@ -24,6 +24,8 @@ pub(crate) struct Frame {
     pub(crate) bytes: Vec<u8>,
     /// Whether it is IPv6.
     pub(crate) six: bool,
+    /// Whether it stays as it is, whatever the flow.
+    pub(crate) fixed: bool,
 }
 
 impl Frame {
@@ -45,13 +47,39 @@ impl Frame {
         }
         frame.extend(tcp);
         frame.resize((14 + len).max(60), 0);
+        let mut frame = Self { bytes: frame, six, fixed: false };
         if !six {
-            // The address's words as they are and, for what each flow adds, its identification's complement: 0xffff together.
-            let words = frame[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-            let sum = words.fold(0xffff, |sum, word| (sum + word) % 0xffff);
-            frame[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
+            // For what each flow adds there is its identification's complement: 0xffff together.
+            frame.sum(0xffff);
         }
-        Self { bytes: frame, six }
+        frame
+    }
+
+    /// IPv4 packets that no route takes as they are: a first fragment of a flow, and of no flow an echo request, one to no VIP, and one
+    /// with a wrong checksum.
+    pub(crate) fn others() -> [Self; 4] {
+        let mut frames = [(); 4].map(|()| Self::new(false, 0));
+        let [fragment, echo, stranger, wrong] = &mut frames;
+        fragment.bytes[20] = 0x20;
+        fragment.sum(0xffff);
+        echo.bytes[23] = 1;
+        echo.bytes[34..42].copy_from_slice(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+        stranger.bytes[30..34].copy_from_slice(&[10, 200, 0, 1]);
+        for frame in [echo, stranger] {
+            frame.sum(0);
+            frame.fixed = true;
+        }
+        wrong.bytes[24] ^= 1;
+        wrong.fixed = true;
+        frames
+    }
+
+    /// Computes the IPv4 header's checksum as if its words had so much more.
+    fn sum(&mut self, more: u32) {
+        self.bytes[24..26].fill(0);
+        let words = self.bytes[14..34].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum = words.fold(more, |sum, word| (sum + word) % 0xffff);
+        self.bytes[24..26].copy_from_slice(&(0xffff - sum).to_be_bytes()[2..]);
     }
 
     /// Bytes of its headers.
@@ -63,6 +91,9 @@ impl Frame {
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "words of a sum")]
     pub(crate) fn write(&self, flow: u64, frame: &mut [u8]) {
+        if self.fixed {
+            return frame[..54].copy_from_slice(&self.bytes[..54]);
+        }
         let (address, port) = client(flow);
         if self.six {
             frame[..14].copy_from_slice(&self.bytes[..14]);

@@ -7,7 +7,9 @@
 //! table of both.
 //!
 //! In tunnels the harness takes the outer header off again and makes the frame as long as it was (and alone it puts an empty one on
-//! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1.
+//! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1. In `kinds` one of
+//! twenty packets is of another kind: a first fragment, an echo request, one to no VIP, one with a wrong checksum, in turn. Counted are
+//! the others, and what does not leave is replaced by a new buffer.
 
 mod farm;
 
@@ -34,7 +36,7 @@ struct Options {
     /// Flows of each case.
     #[arg(long, value_delimiter = ',', default_value = "1,65536,1048576")]
     flows: Vec<u64>,
-    /// Cases: dsr, nat, dsr6, full-nat, ipip, gue, mixed; harness, harness-ipip, harness-gue, harness-mixed.
+    /// Cases: dsr, nat, dsr6, full-nat, ipip, gue, mixed, kinds; harness, and harness- with any of these.
     #[arg(long, value_delimiter = ',', default_value = "harness,dsr")]
     cases: Vec<String>,
     /// How long each measurement takes, in milliseconds of CPU time.
@@ -70,7 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let started = IdlePort::ring_loop(eal, &ring, 1, 2048)?.start(&PortConfig::default(), pool)?;
             let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
             let generator = Generator::new(case, flows);
-            let feeder = Feeder { queue: queue.ok_or("no queue")?, generator, fill: Arc::default() };
+            let feeder = Feeder { queue: queue.ok_or("no queue")?, generator, fill: Arc::default(), in_flight: 0 };
             let bytes = case.packet_bytes(&feeder.generator);
             let mut rates =
                 if alone { harness(case, feeder, &options) } else { forward(name, case, feeder, flows, &options)? };
@@ -94,13 +96,17 @@ struct Case {
     families: &'static [bool],
     /// IP packets' lengths, in turn; none of them shorter than its headers.
     lengths: &'static [usize],
+    /// Whether one of twenty packets is of another kind.
+    kinds: bool,
 }
 
 impl Case {
     /// A case by its name, and whether it is the harness alone.
     fn of(name: &str) -> Result<(Self, bool), String> {
         let alone = name.strip_prefix("harness");
-        let (mode, families, lengths) = match alone.map_or(name, |rest| rest.strip_prefix('-').unwrap_or("dsr")) {
+        let name = alone.map_or(name, |rest| rest.strip_prefix('-').unwrap_or("dsr"));
+        let (mode, families, lengths) = match name {
+            "kinds" => (Mode::Dsr, V4, PLAIN),
             "dsr" => (Mode::Dsr, V4, PLAIN),
             "dsr6" => (Mode::Dsr, V6, PLAIN),
             "nat" => (Mode::Nat, V4, PLAIN),
@@ -110,7 +116,7 @@ impl Case {
             "mixed" => (Mode::Dsr, BOTH, IMIX),
             _ => return Err(format!("no case is called {name}")),
         };
-        Ok((Self { mode, families, lengths }, alone.is_some()))
+        Ok((Self { mode, families, lengths, kinds: name == "kinds" }, alone.is_some()))
     }
 
     /// So many of the flows are of each family.
@@ -213,7 +219,7 @@ fn forward(
         shard.forwarder().counters.hits - before
     });
     let after = shard.forwarder().counters;
-    if after.diverted > counters.diverted || shard.forwarder().drops.total() > 0 {
+    if after.diverted > counters.diverted || shard.forwarder().drops.total() > 0 && !case.kinds {
         return Err(format!("{name}: packets were diverted or dropped: {after:?} {:?}", shard.forwarder().drops).into());
     }
     Ok(rates)
@@ -252,6 +258,8 @@ struct Feeder {
     generator: Generator,
     /// Whether the loop is to be filled at the next reception: not before every flow has its route.
     fill: Arc<AtomicBool>,
+    /// Buffers in the loop, where some get lost.
+    in_flight: usize,
 }
 
 impl Feeder {
@@ -259,14 +267,19 @@ impl Feeder {
     fn fill(&mut self) {
         for _ in 0..IN_FLIGHT / BURST {
             let mut burst = Burst::new();
-            while let Some(mut packet) = self.queue.allocate().filter(|_| !burst.is_full()) {
-                let frame = &self.generator.frames[0].bytes;
-                packet.resize(self.generator.overhead + frame.len());
-                packet.data_mut()[self.generator.overhead..].copy_from_slice(frame);
+            while let Some(packet) = self.new_packet().filter(|_| !burst.is_full()) {
                 burst.push(packet);
             }
             self.send(&mut burst);
         }
+    }
+
+    fn new_packet(&mut self) -> Option<MbufPacket> {
+        let mut packet = self.queue.allocate()?;
+        let frame = &self.generator.frames[0].bytes;
+        packet.resize(self.generator.overhead + frame.len());
+        packet.data_mut()[self.generator.overhead..].copy_from_slice(frame);
+        Some(packet)
     }
 }
 
@@ -279,6 +292,16 @@ impl Queue for Feeder {
         if burst.is_empty() && self.fill.swap(false, Ordering::Relaxed) {
             self.fill();
         }
+        if self.generator.lossy {
+            self.in_flight -= burst.len().min(self.in_flight);
+            // What has not come back.
+            while self.in_flight + burst.len() < IN_FLIGHT && !burst.is_empty() && !burst.is_full() {
+                let Some(mut packet) = self.new_packet() else { break };
+                let flow = self.generator.flows.next();
+                self.generator.frame().write(flow, packet.data_mut());
+                burst.push(packet);
+            }
+        }
     }
 
     #[inline]
@@ -290,6 +313,12 @@ impl Queue for Feeder {
             for packet in burst.iter_mut() {
                 frame.write(generator.flows.next(), packet.data_mut());
             }
+        } else if generator.lossy {
+            for packet in burst.iter_mut() {
+                let flow = generator.flows.next();
+                generator.frame().write(flow, packet.data_mut());
+            }
+            self.in_flight += burst.len();
         } else {
             for packet in burst.iter_mut() {
                 generator.reshape(packet);
@@ -310,6 +339,8 @@ struct Generator {
     frames: Vec<Frame>,
     next: usize,
     overhead: usize,
+    /// Whether some packets do not come back.
+    lossy: bool,
     flows: Flows,
 }
 
@@ -318,10 +349,17 @@ impl Generator {
     fn new(case: Case, flows: u64) -> Self {
         assert!(flows.is_power_of_two() && flows <= 1 << 28, "{flows} flows: a power of two up to 2^28 is wanted");
         let frames = case.lengths.iter().flat_map(|len| case.families.iter().map(|six| Frame::new(*six, *len)));
+        let mut frames: Vec<Frame> = frames.collect();
+        if case.kinds {
+            let plain = frames[0].clone();
+            frames =
+                Frame::others().into_iter().flat_map(|other| [vec![plain.clone(); 19], vec![other]].concat()).collect();
+        }
         Self {
-            frames: frames.collect(),
+            frames,
             next: 0,
             overhead: case.overhead(),
+            lossy: case.kinds,
             flows: Flows { mask: case.flows_of_family(flows) - 1, state: 1 },
         }
     }
@@ -329,14 +367,22 @@ impl Generator {
     /// Takes what forwarding has put before it off a packet, makes it as long as the next one is to be, and writes that.
     fn reshape(&mut self, packet: &mut MbufPacket) {
         packet.trim_front(self.overhead);
-        let frame = &self.frames[self.next];
-        self.next = if self.next + 1 == self.frames.len() { 0 } else { self.next + 1 };
+        let (several, flow) = (self.frames.len() > 1, self.flows.next());
+        let frame = self.frame();
         packet.resize(frame.bytes.len());
-        if self.frames.len() > 1 {
+        if several {
             // It may have been of the other family.
             packet.data_mut()[..frame.headers()].copy_from_slice(&frame.bytes[..frame.headers()]);
         }
-        frame.write(self.flows.next(), packet.data_mut());
+        frame.write(flow, packet.data_mut());
+    }
+
+    /// The next packet's.
+    #[inline]
+    fn frame(&mut self) -> &Frame {
+        let at = self.next;
+        self.next = if at + 1 == self.frames.len() { 0 } else { at + 1 };
+        &self.frames[at]
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Times of 1024 packets, or flows, that fit into the cache; for the whole, and for more flows than fit, there is `scripts/bench`.
 
-#![expect(missing_docs, reason = "of what the macros make")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench fails by panicking")]
 #![allow(dead_code, reason = "the other bench uses other parts")]
 

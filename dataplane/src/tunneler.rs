@@ -249,6 +249,7 @@ impl OuterFrame {
 
     /// `N` bytes more, which with the Ethernet header are `M`.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "headers' lengths, and one of two addresses")]
     fn push_some<P: Packet, const N: usize, const M: usize>(&self, packet: &mut P) -> Option<()> {
         let start = packet.data_mut().first_chunk_mut::<54>()?;
         let (class, ip_len) = (start[15], u16::from_be_bytes([start[16], start[17]]));

@@ -1,5 +1,6 @@
 //! A forwarder with a route for each of some flows, and one packet of each: what the benches of the parts work on.
 
+use crossbeam::queue::SegQueue;
 use weir_dataplane::flow::FlowHash;
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, HeapPacket, Packet, Queue};
@@ -9,7 +10,7 @@ use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
 use weir_dataplane::{farm::Farm, parse};
 use weir_identity::{EndpointId, Moment};
 
-#[path = "../../benches/farm.rs"]
+#[path = "../../../benches/farm.rs"]
 pub(crate) mod farm;
 
 /// Flows, and packets: 32 bursts.
@@ -112,9 +113,11 @@ pub(crate) fn shard(routes: u64, waiting: Waiting) -> Box<Shard<Arrivals>> {
         // What it has asked about is answered, what the other shard has for it and what arrives waits.
         let mut arrive = |shard: usize, packets: &[HeapPacket], turns: usize| {
             for queue in made[shard].0.queues() {
-                queue.waiting.lock().unwrap().extend(packets.iter().rev().cloned());
+                packets.iter().for_each(|packet| queue.waiting.push(packet.clone()));
             }
-            (0..turns).for_each(|_| drop(made[shard].0.turn(Moment(1))));
+            for _ in 0..turns {
+                made[shard].0.turn(Moment(1));
+            }
         };
         let (first, rest) = strangers.split_at(2 * FLOWS as usize);
         arrive(0, first, 16);
@@ -139,19 +142,21 @@ pub(crate) fn shard(routes: u64, waiting: Waiting) -> Box<Shard<Arrivals>> {
 /// When every route has expired.
 pub(crate) const LATER: Moment = Moment(5_000);
 
-/// A port without a driver: what waits there, the first one last.
+/// A port without a driver: what waits there.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
-    waiting: std::sync::Mutex<Vec<HeapPacket>>,
+    waiting: SegQueue<HeapPacket>,
 }
 
 impl Queue for Arrivals {
     type Packet = HeapPacket;
 
     fn receive(&mut self, burst: &mut Burst<HeapPacket>) {
-        let waiting = self.waiting.get_mut().unwrap();
-        let left = waiting.len().saturating_sub(burst.remaining_capacity());
-        burst.extend(waiting.drain(left..).rev());
+        while !burst.is_full()
+            && let Some(packet) = self.waiting.pop()
+        {
+            burst.push(packet);
+        }
     }
 
     fn send(&mut self, burst: &mut Burst<HeapPacket>) {
