@@ -1,5 +1,6 @@
 //! What hosts' agents say: the listener of this unit, and how its cache becomes what the unit knows of endpoints.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use weir_health_link::{Cache, Checks, Keys, KeysError, ListenError, ListenSettings, Listener, Pages};
@@ -109,12 +110,13 @@ pub fn refresh(shared: &Arc<Shared>) {
     let Some(cache) = shared.agents.get() else { return };
     let endpoints: Vec<(EndpointId, HostId, ApplicationId, Option<Said>, Health)> = {
         let knowledge = shared.knowledge.lock();
-        let has_agent = |host: HostId| knowledge.config.hosts.iter().any(|known| known.id == host && known.agent);
+        let hosts = knowledge.config.hosts.iter();
+        let with_agent: HashSet<HostId> = hosts.filter(|host| host.agent).map(|host| host.id).collect();
         let all = knowledge.known().map(|(id, known)| {
             let (_, settings) = knowledge.settings(known);
             (id, settings.host, settings.application, known.said, known.health)
         });
-        all.filter(|(_, host, ..)| has_agent(*host)).collect()
+        all.filter(|(_, host, ..)| with_agent.contains(host)).collect()
     };
     let heard: Vec<Heard> = cache.with(|end, _| {
         let new = endpoints.iter().filter_map(|(endpoint, host, application, said, health)| {

@@ -14,7 +14,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use weir_health_protocol::{GroupEnd, GroupSettings, HostEnd, HostSettings, Role};
 use weir_identity::{HostId, Moment, UnitId};
 
-use crate::clock::{Clock, SLEPT, new_life};
+use crate::clock::{Clock, SLEPT, new_life, some_of};
 use crate::group::{GroupLinks, pass};
 use crate::keys::{Keys, KeysError, Patience, unit_name};
 use crate::link::{LinkEnd, Report, serve};
@@ -324,30 +324,49 @@ struct Dialler {
 
 impl Dialler {
     async fn keep(self: Arc<Self>, slot: usize, reports: mpsc::Sender<Report>) {
-        let mut at = slot;
+        let (mut at, mut failed) = (slot, 0);
         loop {
-            let (unit, address) = self.units[at % self.units.len()];
-            at += 1;
-            if !self.take(unit) {
-                // Another link has it: there are more units than links, or this one has to wait for its own.
-                sleep(Duration::from_millis(20)).await;
+            let Some((unit, connection)) = Arc::clone(&self).link(&mut at).await else {
+                // Thousands may want the same: the longer there is no unit to be had, the less often each of them tries.
+                sleep(some_of(REDIAL * (1 << failed))).await;
+                failed = (failed + 1).min(2);
                 continue;
-            }
-            match self.dial(unit, address).await {
-                Ok(connection) => {
-                    tracing::info!(%unit, %address, "linked");
-                    let link = self.next.fetch_add(1, Ordering::Relaxed);
-                    serve(link, connection, true, reports.clone(), self.keys.clone()).await;
-                    tracing::warn!(%unit, %address, "link lost");
-                }
-                Err(why) => {
-                    tracing::debug!(%unit, %address, why, "no link");
-                    sleep(Duration::from_millis(300)).await;
-                }
-            }
-            self.taken.lock().retain(|taken| *taken != unit);
+            };
+            tracing::info!(%unit, address = %connection.remote_address(), "linked");
+            failed = 0;
+            let link = self.next.fetch_add(1, Ordering::Relaxed);
+            serve(link, connection, true, reports.clone(), self.keys.clone()).await;
+            tracing::warn!(%unit, "link lost");
+            self.release(unit);
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Dials one unit after another. Whoever does not answer soon may be dead or have thousands to answer: the next one is tried beside it.
+    async fn link(self: Arc<Self>, at: &mut usize) -> Option<(UnitId, quinn::Connection)> {
+        let (mut dialled, mut tried) = (JoinSet::new(), Vec::new());
+        let mut linked = None;
+        for _ in 0..self.units.len() {
+            let (unit, address) = self.units[*at % self.units.len()];
+            *at += 1;
+            // Another link may have it: there are more units than links, or this one has to wait for its own.
+            if !self.take(unit) {
+                continue;
+            }
+            tried.push(unit);
+            let dialler = Arc::clone(&self);
+            dialled.spawn(async move { (unit, dialler.dial(unit, address).await) });
+            linked = timeout(SOON, first(&mut dialled)).await.ok().flatten();
+            if linked.is_some() {
+                break;
+            }
+        }
+        if linked.is_none() {
+            linked = first(&mut dialled).await;
+        }
+        let others = tried.into_iter().filter(|unit| linked.as_ref().is_none_or(|(linked, _)| linked != unit));
+        others.for_each(|unit| self.release(unit));
+        linked
     }
 
     fn take(&self, unit: UnitId) -> bool {
@@ -357,6 +376,10 @@ impl Dialler {
             taken.push(unit);
         }
         free
+    }
+
+    fn release(&self, unit: UnitId) {
+        self.taken.lock().retain(|taken| *taken != unit);
     }
 
     async fn dial(&self, unit: UnitId, address: SocketAddr) -> Result<quinn::Connection, String> {
@@ -370,9 +393,28 @@ impl Dialler {
     }
 }
 
+/// The first connection that is made.
+async fn first(
+    dialled: &mut JoinSet<(UnitId, Result<quinn::Connection, String>)>,
+) -> Option<(UnitId, quinn::Connection)> {
+    while let Some(done) = dialled.join_next().await {
+        match done {
+            Ok((unit, Ok(connection))) => return Some((unit, connection)),
+            Ok((unit, Err(why))) => tracing::debug!(%unit, why, "no link"),
+            Err(_) => {}
+        }
+    }
+    None
+}
+
 /// A host is linked to so many units; they tell the others.
 const LINKS: usize = 2;
 const REPORTS_MAX: usize = 1024;
 /// The driver looks around at least so often.
 const REST: Duration = Duration::from_secs(1);
-const DIAL: Duration = Duration::from_secs(1);
+/// Until it dials again, at first.
+const REDIAL: Duration = Duration::from_millis(400);
+/// Who has not answered by then is not all that is waited for.
+const SOON: Duration = Duration::from_secs(1);
+/// So long a unit may take: all of its hosts may have come at once.
+const DIAL: Duration = Duration::from_secs(10);

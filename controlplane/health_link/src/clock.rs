@@ -37,5 +37,12 @@ pub fn new_life(rank: Rank) -> Incarnation {
     rank.life(u64::try_from(since.as_millis()).unwrap_or(0) << bits | chance)
 }
 
+/// Half of a time to all of it, by chance: what many do should not be done by all at once.
+pub(crate) fn some_of(time: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let chance = RandomState::new().hash_one(()) & 0xff;
+    time / 2 + time * u32::try_from(chance).unwrap_or(0) / 512
+}
+
 /// A driver that could not run for so long drops what has come in the meantime.
 pub(crate) const SLEPT: Duration = Duration::from_millis(1_500);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{ClientConfig, Endpoint, TokioRuntime};
-use tokio::sync::mpsc;
+use quinn::{ClientConfig, Endpoint, Incoming, TokioRuntime};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use weir_health_protocol::{GroupEnd, To, ToUnit};
@@ -16,7 +16,6 @@ use weir_identity::{HostId, Moment};
 use crate::agent::{AgentError, GroupPlan};
 use crate::keys::{Patience, host_name};
 use crate::link::{LinkEnd, Report, serve};
-use crate::listener::{accept, renew};
 use crate::renewal::CurrentKeys;
 
 /// An agent's links to other hosts of its group.
@@ -179,6 +178,58 @@ async fn dial(
     }
 }
 
+/// New connections are shown the renewed certificate, and judged by the new list.
+async fn renew(endpoint: Endpoint, mut keys: CurrentKeys) {
+    while keys.changed().await.is_ok() {
+        let config = keys.borrow_and_update().server();
+        match config {
+            Ok(config) => endpoint.set_server_config(Some(config)),
+            Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
+        }
+    }
+}
+
+async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>, keys: CurrentKeys) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut links = JoinSet::new();
+    while let Some(incoming) = endpoint.accept().await {
+        if links.len() >= LINKS_MAX {
+            incoming.refuse();
+            continue;
+        }
+        // Whoever cannot be served now is told to prove its address first, and to come again.
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            if incoming.may_retry() {
+                let _ = incoming.retry();
+            } else {
+                incoming.refuse();
+            }
+            continue;
+        };
+        let link = next.fetch_add(1, Ordering::Relaxed);
+        let (reports, keys) = (reports.clone(), keys.clone());
+        links.spawn(async move {
+            let connected = shake_hands(incoming).await;
+            drop(permit);
+            if let Some(connection) = connected {
+                serve(link, connection, false, reports, keys).await;
+            }
+        });
+        while links.try_join_next().is_some() {}
+    }
+}
+
+async fn shake_hands(incoming: Incoming) -> Option<quinn::Connection> {
+    let from = incoming.remote_address();
+    let failed = match timeout(HANDSHAKE, incoming.accept().ok()?).await {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not within {HANDSHAKE:?}"),
+    };
+    tracing::info!(%from, why = failed, "handshake failed");
+    None
+}
+
 /// A host of a group sends its heartbeats to the leader; what is left goes to the units.
 pub(crate) fn pass(
     host: HostId,
@@ -195,3 +246,8 @@ pub(crate) fn pass(
 
 /// Half a heartbeat of a second: who does not answer by then is not waited for.
 const DIAL: Duration = Duration::from_millis(500);
+/// So many handshakes may be going on.
+const HANDSHAKES_MAX: usize = 512;
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// So many links there may be: more than hosts of a group.
+const LINKS_MAX: usize = 4096;

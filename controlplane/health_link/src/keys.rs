@@ -4,20 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
-use rustls::RootCertStore;
-use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use thiserror::Error;
+use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 use weir_health_protocol::Claims;
 use weir_identity::{HostId, UnitId};
 
@@ -55,6 +58,8 @@ pub struct Keys {
     admission: Arc<dyn ClientCertVerifier>,
     names: Names,
     directory: PathBuf,
+    /// Made when it is needed first: it takes longer than a handshake.
+    client: Arc<OnceLock<Arc<QuicClientConfig>>>,
 }
 
 /// What tells one state of the files from another: each one's inode, size and time of change.
@@ -125,8 +130,9 @@ impl Keys {
         };
         let names = names(&chain[0]);
         let roots = Arc::new(roots);
-        let admission = admission(&roots, &revoked)?;
-        Ok(Keys { chain, key: Arc::new(key), roots, revoked, admission, names, directory: directory.to_owned() })
+        let admission = admission(&roots, &revoked, &chain[0])?;
+        let (key, directory, client) = (Arc::new(key), directory.to_owned(), Arc::default());
+        Ok(Keys { chain, key, roots, revoked, admission, names, directory, client })
     }
 
     /// Reads the files again.
@@ -165,7 +171,20 @@ impl Keys {
 
     /// How to connect to units.
     pub(crate) fn client(&self, patience: Patience) -> Result<ClientConfig, KeysError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let quic = match self.client.get() {
+            Some(quic) => Arc::clone(quic),
+            None => Arc::clone(self.client.get_or_init({
+                let quic = Arc::new(self.tls_client()?);
+                move || quic
+            })),
+        };
+        let mut config = ClientConfig::new(quic);
+        config.transport_config(Arc::new(transport(patience)));
+        Ok(config)
+    }
+
+    fn tls_client(&self) -> Result<QuicClientConfig, KeysError> {
+        let provider = provider();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
             .with_crls(self.revoked.clone())
             .only_check_end_entity_revocation()
@@ -179,22 +198,22 @@ impl Keys {
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| KeysError::Tls(error.to_string()))?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        let quic = QuicClientConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
-        let mut config = ClientConfig::new(Arc::new(quic));
-        config.transport_config(Arc::new(transport(patience)));
-        Ok(config)
+        // Each connection is judged anew: whoever is revoked must not go on with an earlier one.
+        tls.resumption = Resumption::disabled();
+        QuicClientConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))
     }
 
     /// How to be connected to. Whoever connects says how soon its silence counts.
     pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| KeysError::Tls(error.to_string()))?
             .with_client_cert_verifier(Arc::clone(&self.admission))
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|error| KeysError::Tls(error.to_string()))?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.send_tls13_tickets = 0;
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
         let quic = QuicServerConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
         config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
@@ -216,7 +235,7 @@ impl Keys {
 #[must_use]
 pub fn names(certificate: &CertificateDer<'_>) -> Names {
     let mut names = Names::default();
-    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return names };
+    let Ok(certificate) = EndEntityCert::try_from(certificate) else { return names };
     for name in certificate.valid_dns_names() {
         if let Some(host) = name.strip_suffix(HOST_SUFFIX).and_then(|id| id.parse().ok()) {
             names.hosts.insert(HostId(host));
@@ -263,33 +282,109 @@ impl Patience {
         Patience { idle: Duration::from_secs(1), keep_alive: Some(Duration::from_millis(250)) };
     /// From a member of a group, whose leader beats for it: what it sends itself shows at once whether anybody is there.
     pub(crate) const MEMBER: Patience =
-        Patience { idle: Duration::from_secs(60), keep_alive: Some(Duration::from_secs(20)) };
+        Patience { idle: Duration::from_secs(150), keep_alive: Some(Duration::from_secs(50)) };
 
-    /// Where heartbeats are all there is to keep it up.
+    /// Where heartbeats are all there is to keep it up. A host that gets no answer to one ends the connection sooner; until there is one, this is
+    /// how long it waits.
     pub(crate) fn heartbeat(interval: Duration) -> Patience {
-        Patience { idle: (interval * 7 / 2).max(Duration::from_secs(1)), keep_alive: None }
+        Patience { idle: (interval * 7 / 2).max(Duration::from_secs(10)), keep_alive: None }
+    }
+}
+
+/// Whether a peer's certificate is the authority's, and not revoked. What webpki does with a revocation list, checking its signature anew
+/// for each certificate, is a fifth of what a handshake costs: here that is done when the list is read.
+#[derive(Debug)]
+struct Admission {
+    chain: Arc<dyn ClientCertVerifier>,
+    lists: Vec<CertRevocationList<'static>>,
+}
+
+impl ClientCertVerifier for Admission {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let certificate = EndEntityCert::try_from(end_entity).map_err(|_| CertificateError::BadEncoding)?;
+        let is_named = |list: &CertRevocationList<'_>| {
+            // What cannot be read is no reason to let anybody in.
+            list.issuer() == certificate.issuer() && !matches!(list.find_serial(certificate.serial()), Ok(None))
+        };
+        if self.lists.iter().any(is_named) { Err(CertificateError::Revoked.into()) } else { Ok(verified) }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
     }
 }
 
 fn admission(
     roots: &Arc<RootCertStore>,
     revoked: &[CertificateRevocationListDer<'static>],
+    own: &CertificateDer<'static>,
 ) -> Result<Arc<dyn ClientCertVerifier>, KeysError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
+    let wrong = |error: &dyn fmt::Display| KeysError::Tls(error.to_string());
+    let builder = || WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
+    // A list that is not the authority's shows with the node's own certificate, which is of the same issuer.
+    let checked = builder()
         .with_crls(revoked.iter().cloned())
         .only_check_end_entity_revocation()
         .allow_unknown_revocation_status()
         .build()
-        .map_err(|error| KeysError::Tls(error.to_string()))
+        .map_err(|error| wrong(&error))?;
+    if let Err(error @ rustls::Error::InvalidCertRevocationList(_)) =
+        checked.verify_client_cert(own, &[], UnixTime::now())
+    {
+        return Err(wrong(&error));
+    }
+    let lists = revoked.iter().map(|list| OwnedCertRevocationList::from_der(list).map(CertRevocationList::from));
+    let lists = lists.collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
+    Ok(Arc::new(Admission { chain: builder().build().map_err(|error| wrong(&error))?, lists }))
+}
+
+/// The cheapest cipher first: AES-128 with SHA-256, for which there are instructions where SHA-384 has none.
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 fn transport(patience: Patience) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    // A unit acknowledges each heartbeat as it comes, without a timer: it would have to send as many packets later.
+    let mut acknowledged = AckFrequencyConfig::default();
+    acknowledged.ack_eliciting_threshold(VarInt::from_u32(0));
     let idle = VarInt::from_u64(u64::try_from(patience.idle.as_millis()).unwrap_or(u64::MAX)).unwrap_or(VarInt::MAX);
     transport
         .max_idle_timeout(Some(IdleTimeout::from(idle)))
         .keep_alive_interval(patience.keep_alive)
+        .ack_frequency_config(Some(acknowledged))
+        // Messages are small, and looking for larger packets would take several of them on each link.
+        .mtu_discovery_config(None)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(VarInt::from_u32(512 * 1024))

@@ -180,6 +180,17 @@ async fn strangers_and_the_revoked_are_kept_out() {
     assert!(Agent::spawn(settings, BTreeMap::from([(UnitId(1), unit.address())]), &cluster.host()).is_err());
 }
 
+#[test]
+fn a_list_that_another_authority_has_signed_is_not_taken() {
+    let (ours, theirs) = (Cluster::new(), Cluster::new());
+    let directory = ours.authority.issue("host-7", &Node::Hosts([HOST].into()), 1).unwrap();
+    let stranger = theirs.authority.issue("host-7", &Node::Hosts([HOST].into()), 1).unwrap();
+    Keys::load(&directory).unwrap();
+    std::fs::copy(stranger.join("revoked.pem"), directory.join("revoked.pem")).unwrap();
+    let error = Keys::load(&directory).unwrap_err();
+    assert!(error.to_string().contains("BadSignature"), "{error}");
+}
+
 /// Five hosts of a group, and where they listen.
 fn members(cluster: &Cluster, unit: SocketAddr) -> Vec<Agent> {
     let sockets: Vec<std::net::UdpSocket> = (0..5).map(|_| std::net::UdpSocket::bind(loopback()).unwrap()).collect();

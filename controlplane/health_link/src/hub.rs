@@ -1,0 +1,443 @@
+//! A unit's connections, all of them in one task: the socket, QUIC's state machines and their timers, without a task, a channel or a lock each.
+//!
+//! Most of what a heartbeat costs a unit in the usual arrangement of `quinn`, a task and several wake-ups for each connection, is not QUIC.
+//! Here packets are taken in batches, and work is done for those connections only that something has come for, is due for, or is to be
+//! sent to.
+
+mod waiting;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::io::{ErrorKind, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use quinn::udp::{self, BATCH_SIZE, RecvMeta};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
+use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Transmit};
+use weir_health_protocol::{DecodeError, Message};
+use weir_identity::UnitId;
+
+use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
+use crate::line::Line;
+use waiting::Waiting;
+
+/// What a connection says to the driver.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// It is there, and proven to be these.
+    Up { link: LinkId, names: Names },
+    /// A message came.
+    Message { link: LinkId, message: Message },
+    /// Bytes came that are none.
+    Malformed(DecodeError),
+    /// A message has to wait: there are too many from there.
+    Flood,
+    /// It is over. The id may be given to another one.
+    Down { link: LinkId },
+}
+
+/// Which connection.
+pub(crate) type LinkId = ConnectionHandle;
+
+/// A unit's socket and all connections on it.
+pub(crate) struct Hub {
+    socket: Arc<dyn AsyncUdpSocket>,
+    endpoint: Endpoint,
+    keys: Keys,
+    lines: HashMap<LinkId, Box<Line>>,
+    timers: BinaryHeap<Reverse<(Instant, LinkId)>>,
+    /// Something has come for these, or is to be sent.
+    touched: Vec<LinkId>,
+    waiting: Waiting,
+    handshakes: usize,
+    /// So many of them with whoever may be somewhere else than it says.
+    unproven: usize,
+    /// There may be more packets than were taken.
+    behind: bool,
+    peers: BTreeMap<UnitId, Peer>,
+    /// To be compared with the list of revoked certificates.
+    suspects: VecDeque<LinkId>,
+    events: Vec<Event>,
+    received: Box<[u8]>,
+    packet: Vec<u8>,
+}
+
+/// A unit that is dialled from here.
+struct Peer {
+    address: SocketAddr,
+    /// There is a connection, or one is being made.
+    link: Option<LinkId>,
+    /// Not before.
+    next: Instant,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        socket: std::net::UdpSocket,
+        keys: Keys,
+        peers: BTreeMap<UnitId, SocketAddr>,
+        now: Instant,
+    ) -> Result<Hub, HubError> {
+        let buffers = udp::UdpSocketState::new((&socket).into())?;
+        // As much as the kernel permits: all hosts may come at once.
+        let _ = buffers.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
+        let _ = buffers.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
+        let socket = TokioRuntime.wrap_udp_socket(socket)?;
+        keys.client(Patience::UNITS)?;
+        let endpoint = Endpoint::new(Arc::new(keys.endpoint()), Some(Arc::new(keys.server()?)), false, None);
+        let payload = usize::try_from(endpoint.config().get_max_udp_payload_size()).unwrap_or(PAYLOAD_MAX);
+        let received = vec![0; payload.min(PAYLOAD_MAX) * socket.max_receive_segments() * BATCH_SIZE];
+        let peer = |(unit, address)| (unit, Peer { address, link: None, next: now });
+        Ok(Hub {
+            socket,
+            endpoint,
+            keys,
+            lines: HashMap::new(),
+            timers: BinaryHeap::new(),
+            touched: Vec::new(),
+            waiting: Waiting::default(),
+            handshakes: 0,
+            unproven: 0,
+            behind: false,
+            peers: peers.into_iter().map(peer).collect(),
+            suspects: VecDeque::new(),
+            events: Vec::new(),
+            received: received.into(),
+            packet: Vec::new(),
+        })
+    }
+
+    pub(crate) fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Waits for packets and takes those that are there; how many.
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<usize> {
+        let mut taken = 0;
+        let mut buffer = std::mem::take(&mut self.received);
+        let each = buffer.len() / BATCH_SIZE;
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = {
+            let mut parts = buffer.chunks_mut(each);
+            std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()))
+        };
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        while taken < AT_ONCE_MAX {
+            match self.socket.poll_recv(cx, &mut slices, &mut metas) {
+                Poll::Ready(Ok(count)) => {
+                    for (meta, bytes) in metas.iter().zip(&slices).take(count) {
+                        for packet in bytes[..meta.len].chunks(meta.stride.max(1)) {
+                            taken += 1;
+                            self.take_packet(packet, meta, now);
+                        }
+                    }
+                }
+                Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionReset => {}
+                // Whatever it is, silence is noticed by other means, and it may pass.
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        self.received = buffer;
+        self.behind = taken >= AT_ONCE_MAX;
+        if taken > 0 { Poll::Ready(taken) } else { Poll::Pending }
+    }
+
+    fn take_packet(&mut self, packet: &[u8], meta: &RecvMeta, now: Instant) {
+        let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
+        self.packet.clear();
+        let data = BytesMut::from(packet);
+        match self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, data, &mut self.packet) {
+            Some(DatagramEvent::ConnectionEvent(link, event)) => {
+                if let Some(line) = self.lines.get_mut(&link) {
+                    line.connection.handle_event(event);
+                    touch(&mut self.touched, link, line);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) if self.lines.len() >= LINKS_MAX => {
+                self.packet.clear();
+                let transmit = self.endpoint.refuse(incoming, &mut self.packet);
+                transmit_one(&*self.socket, &transmit, &self.packet);
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => {
+                let Some(dropped) = self.waiting.push(incoming, now) else { return };
+                self.packet.clear();
+                match self.endpoint.retry(dropped, &mut self.packet) {
+                    Ok(transmit) => transmit_one(&*self.socket, &transmit, &self.packet),
+                    Err(error) => self.endpoint.ignore(error.into_incoming()),
+                }
+            }
+            Some(DatagramEvent::Response(transmit)) => transmit_one(&*self.socket, &transmit, &self.packet),
+            None => {}
+        }
+    }
+
+    /// Is there more to be done than was done in the last turn?
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind || (!self.waiting.is_empty() && self.handshakes < HANDSHAKES_MAX)
+    }
+
+    /// When [`Hub::turn`] is due, whether a packet comes or not.
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
+        let works =
+            !self.events.is_empty() || !self.suspects.is_empty() || !self.touched.is_empty() || self.is_behind();
+        let timer = self.timers.peek().map(|Reverse((due, _))| *due);
+        let peers = self.peers.values().filter(|peer| peer.link.is_none()).map(|peer| peer.next);
+        peers.chain(timer).chain(works.then_some(now)).min()
+    }
+
+    /// Does what is due, and tells what has come.
+    pub(crate) fn turn(&mut self, now: Instant, events: &mut Vec<Event>) {
+        while let Some(Reverse((due, link))) = self.timers.peek().copied().filter(|Reverse((due, _))| *due <= now) {
+            self.timers.pop();
+            if let Some(line) = self.lines.get_mut(&link)
+                && line.timers.is_due(due)
+            {
+                if line.handle_timeout(now) {
+                    self.lose(link, now);
+                } else {
+                    touch(&mut self.touched, link, line);
+                }
+            }
+        }
+        self.accept(now);
+        self.dial(now);
+        self.look_at_suspects(now);
+        let touched = std::mem::take(&mut self.touched);
+        for link in &touched {
+            self.converse(*link, now);
+        }
+        self.touched.extend(touched);
+        events.append(&mut self.events);
+    }
+
+    /// Sends a message: heartbeats as they come, everything else in order.
+    ///
+    /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
+    pub(crate) fn send(&mut self, link: LinkId, message: &Message, now: Instant) {
+        let Some(line) = self.lines.get_mut(&link) else { return };
+        if line.send(message, now) {
+            touch(&mut self.touched, link, line);
+        } else {
+            self.close(link, "too slow", now);
+        }
+    }
+
+    /// Ends a connection, which is told with the next turn.
+    pub(crate) fn close(&mut self, link: LinkId, why: &str, now: Instant) {
+        let Some(line) = self.lines.get_mut(&link) else { return };
+        line.connection.close(now, 0_u32.into(), why.as_bytes().to_vec().into());
+        self.lose(link, now);
+    }
+
+    /// New connections are shown the renewed certificate, and those that there are, are judged by the new list.
+    pub(crate) fn renew(&mut self, keys: Keys) {
+        match keys.server() {
+            Ok(config) => self.endpoint.set_server_config(Some(Arc::new(config))),
+            Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
+        }
+        self.keys = keys;
+        self.suspects = self.lines.keys().copied().collect();
+    }
+
+    /// Sends what is to be sent.
+    pub(crate) fn flush(&mut self, now: Instant) {
+        let segments = self.socket.max_transmit_segments().min(SEGMENTS_MAX);
+        for link in std::mem::take(&mut self.touched) {
+            let Some(line) = self.lines.get_mut(&link) else { continue };
+            line.touched = false;
+            loop {
+                self.packet.clear();
+                while let Some(transmit) = line.connection.poll_transmit(now, segments, &mut self.packet) {
+                    transmit_one(&*self.socket, &transmit, &self.packet);
+                    self.packet.clear();
+                }
+                let mut answered = false;
+                while let Some(event) = line.connection.poll_endpoint_events() {
+                    line.drained |= event.is_drained();
+                    if let Some(event) = self.endpoint.handle_event(link, event) {
+                        line.connection.handle_event(event);
+                        answered = true;
+                    }
+                }
+                if !answered {
+                    break;
+                }
+            }
+            if line.drained {
+                self.lines.remove(&link);
+            } else if let Some(due) = line.schedule(now) {
+                self.timers.push(Reverse((due, link)));
+            }
+        }
+    }
+
+    /// Begins the handshakes that there is room for.
+    fn accept(&mut self, now: Instant) {
+        for stale in self.waiting.stale(now) {
+            self.endpoint.ignore(stale);
+        }
+        for _ in 0..BEGUN_AT_ONCE {
+            if self.handshakes >= HANDSHAKES_MAX {
+                return;
+            }
+            let Some(incoming) = self.waiting.pop(self.unproven < UNPROVEN_MAX) else { return };
+            let proven = incoming.remote_address_validated();
+            self.packet.clear();
+            match self.endpoint.accept(incoming, now, &mut self.packet, None) {
+                Ok((link, connection)) => self.insert(link, Line::new(connection, None, proven, now)),
+                Err(error) => {
+                    if let Some(transmit) = error.response {
+                        transmit_one(&*self.socket, &transmit, &self.packet);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Dials units that there is no link to.
+    fn dial(&mut self, now: Instant) {
+        let is_v6 = self.socket.local_addr().is_ok_and(|address| address.is_ipv6());
+        let free = |peer: &Peer| peer.link.is_none() && peer.next <= now;
+        let due: Vec<(UnitId, SocketAddr)> =
+            self.peers.iter().filter(|(_, peer)| free(peer)).map(|(unit, peer)| (*unit, peer.address)).collect();
+        for (unit, address) in due {
+            let address = if is_v6 { mapped(address) } else { address };
+            let config = self.keys.client(Patience::UNITS);
+            let dialled =
+                config.ok().and_then(|config| self.endpoint.connect(now, config, address, &unit_name(unit)).ok());
+            let link = dialled.map(|(link, connection)| {
+                self.insert(link, Line::new(connection, Some(unit), true, now));
+                link
+            });
+            if let Some(peer) = self.peers.get_mut(&unit) {
+                (peer.link, peer.next) = (link, now + REDIAL);
+            }
+        }
+    }
+
+    fn insert(&mut self, link: LinkId, mut line: Line) {
+        self.handshakes += 1;
+        self.unproven += usize::from(!line.proven);
+        touch(&mut self.touched, link, &mut line);
+        self.lines.insert(link, Box::new(line));
+    }
+
+    /// Takes what has come on one connection.
+    fn converse(&mut self, link: LinkId, now: Instant) {
+        let Some(line) = self.lines.get_mut(&link) else { return };
+        let before = line.is_up();
+        let goes_on = line.converse(link, now, &mut self.events);
+        if !before && line.is_up() {
+            self.handshakes -= 1;
+            self.unproven -= usize::from(!line.proven);
+        }
+        if !goes_on {
+            self.lose(link, now);
+        }
+    }
+
+    /// A connection is over; what is left of it dies away.
+    fn lose(&mut self, link: LinkId, now: Instant) {
+        let Some(line) = self.lines.get_mut(&link) else { return };
+        touch(&mut self.touched, link, line);
+        let was_up = line.is_up();
+        let Some(why) = line.end(now) else { return };
+        tracing::debug!(?link, %why, "link ends");
+        if was_up {
+            self.events.push(Event::Down { link });
+        } else {
+            self.handshakes -= 1;
+            self.unproven -= usize::from(!line.proven);
+            tracing::info!(from = %line.connection.remote_address(), %why, "handshake failed");
+        }
+        if let Some(peer) = line.dialled.and_then(|unit| self.peers.get_mut(&unit)) {
+            (peer.link, peer.next) = (None, now + REDIAL);
+        }
+    }
+
+    /// Whoever is not admitted any more loses its connection: some in each turn, so that heartbeats are not kept waiting.
+    fn look_at_suspects(&mut self, now: Instant) {
+        for _ in 0..SUSPECTS_AT_ONCE {
+            let Some(link) = self.suspects.pop_front() else { return };
+            let peer = self.lines.get(&link).filter(|line| line.is_up()).and_then(|line| line.certificate());
+            if peer.is_some_and(|peer| !self.keys.admits(&peer)) {
+                tracing::warn!(?link, "the peer's certificate is revoked or has expired");
+                self.close(link, "not admitted", now);
+            }
+        }
+    }
+
+    /// All connections are to be compared with the time, too.
+    pub(crate) fn suspect_all(&mut self) {
+        self.suspects = self.lines.keys().copied().collect();
+    }
+}
+
+impl Drop for Hub {
+    /// Says that it ends.
+    fn drop(&mut self) {
+        let now = tokio::time::Instant::now().into_std();
+        self.waiting.all().for_each(|incoming| self.endpoint.ignore(incoming));
+        for line in self.lines.values_mut() {
+            line.connection.close(now, 1_u32.into(), b"bye".as_slice().into());
+            self.packet.clear();
+            if let Some(transmit) = line.connection.poll_transmit(now, 1, &mut self.packet) {
+                transmit_one(&*self.socket, &transmit, &self.packet);
+            }
+        }
+    }
+}
+
+/// Why there is no hub.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HubError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+}
+
+fn touch(touched: &mut Vec<LinkId>, link: LinkId, line: &mut Line) {
+    if !std::mem::replace(&mut line.touched, true) {
+        touched.push(link);
+    }
+}
+
+/// What does not fit into the socket's buffer is lost, and sent again as all that is lost.
+fn transmit_one(socket: &dyn AsyncUdpSocket, transmit: &Transmit, packet: &[u8]) {
+    let ecn = transmit.ecn.and_then(|ecn| udp::EcnCodepoint::from_bits(ecn as u8));
+    let _ = socket.try_send(&udp::Transmit {
+        destination: transmit.destination,
+        ecn,
+        contents: &packet[..transmit.size],
+        segment_size: transmit.segment_size,
+        src_ip: transmit.src_ip,
+    });
+}
+
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), address.port()).into(),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// So many handshakes may be going on.
+const HANDSHAKES_MAX: usize = 1024;
+/// So many with whoever has not proven its address.
+const UNPROVEN_MAX: usize = 512;
+/// So many are begun before other packets are looked at.
+const BEGUN_AT_ONCE: usize = 32;
+/// So many links there may be.
+const LINKS_MAX: usize = 65_536;
+/// So many packets are taken before something is done with them.
+const AT_ONCE_MAX: usize = 256;
+const SUSPECTS_AT_ONCE: usize = 32;
+const SEGMENTS_MAX: usize = 10;
+const PAYLOAD_MAX: usize = 64 * 1024;
+const SOCKET_BUFFER: usize = 8 << 20;
+/// Until a unit is dialled again.
+const REDIAL: Duration = Duration::from_millis(200);
