@@ -60,7 +60,8 @@ impl Frame {
     pub(crate) fn others() -> [Self; 4] {
         let mut frames = [(); 4].map(|()| Self::new(false, 0));
         let [fragment, echo, stranger, wrong] = &mut frames;
-        fragment.bytes[20] = 0x20;
+        // More of them follow, and it carries a multiple of eight bytes.
+        (fragment.bytes[17], fragment.bytes[20]) = (44, 0x20);
         fragment.sum(0xffff);
         echo.bytes[23] = 1;
         echo.bytes[34..42].copy_from_slice(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
@@ -117,6 +118,27 @@ impl Frame {
         frame[18..20].copy_from_slice(&(!(address as u16)).to_be_bytes());
         frame[26..30].copy_from_slice(&address.to_be_bytes());
         frame[34..36].copy_from_slice(&port.to_be_bytes());
+    }
+}
+
+/// The numbers of flows in random order.
+#[derive(Debug, Clone)]
+pub(crate) struct Flows {
+    mask: u64,
+    state: u64,
+}
+
+impl Flows {
+    /// Of so many, a power of two.
+    pub(crate) fn new(flows: u64) -> Self {
+        Self { mask: flows - 1, state: 1 }
+    }
+
+    #[inline]
+    pub(crate) fn next(&mut self) -> u64 {
+        // An odd multiplier and an odd increment visit every flow before one comes again; the upper bits are the random ones.
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) & self.mask
     }
 }
 

@@ -24,7 +24,7 @@ use weir_dataplane::route_table::IdleTimeouts;
 use weir_dpdk::{Eal, EalOptions, MemoryMode, Mempool, PoolConfig};
 use weir_identity::Moment;
 
-use crate::farm::Frame;
+use crate::farm::{Flows, Frame};
 use crate::unit::Unit;
 
 #[derive(Debug, Parser)]
@@ -116,7 +116,7 @@ fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize,
         stop.store(true, Ordering::Relaxed);
         let (came, left) = (settings.came.load(Ordering::Relaxed), settings.left.load(Ordering::Relaxed));
         let drops = shard.forwarder().drops;
-        let dropped = |reason: DropReason| drops.of(reason);
+        let shed = drops.of(DropReason::DivertShed) + drops.of(DropReason::DivertRing);
         format!(
             "{{\"name\":\"weir flood of {kind}\",\"capacity_mpps\":{capacity:.2},\"established_mpps\":{:.2},\"strangers_mpps\":{:.2},\
              \"established_lost\":{},\"overflowed\":{},\"strangers_shed\":{},\"dropped_otherwise\":{},\"routes_evicted\":{}}}",
@@ -124,8 +124,8 @@ fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize,
             strangers as f64 / seconds / 1e6,
             came - left,
             settings.overflowed.load(Ordering::Relaxed),
-            dropped(DropReason::DivertShed) + dropped(DropReason::DivertRing),
-            drops.total() - dropped(DropReason::DivertShed) - dropped(DropReason::DivertRing),
+            shed,
+            drops.total() - shed,
             shard.forwarder().counters.routes_evicted,
         )
     })
@@ -172,14 +172,24 @@ struct Line {
     last: u64,
     /// Of each kind, what is due, in parts of 2^32.
     due: [u64; 2],
-    /// Numbers of the next flows.
-    next: [u64; 2],
+    flows: Flows,
+    stranger: u64,
 }
 
 impl Line {
     fn new(pool: Mempool, live: u64, flags: u8, settings: &Arc<Settings>) -> Self {
         let frame = Frame::new(false, 0);
-        Self { pool, live, flags, frame, settings: Arc::clone(settings), last: tsc(), due: [0; 2], next: [1, 0] }
+        Self {
+            pool,
+            live,
+            flags,
+            frame,
+            settings: Arc::clone(settings),
+            last: tsc(),
+            due: [0; 2],
+            flows: Flows::new(live),
+            stranger: 0,
+        }
     }
 
     fn write(&self, packet: &mut MbufPacket, flow: u64, flags: u8) {
@@ -222,16 +232,12 @@ impl Queue for Line {
             {
                 self.due[kind] -= 1 << 32;
                 came[kind] += 1;
-                let flow = &mut self.next[kind];
                 if kind == 0 {
-                    // An odd multiplier and increment visit all flows before one comes again; the upper bits are the random ones.
-                    *flow = flow.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let flow = (*flow >> 33) & (self.live - 1);
+                    let flow = self.flows.next();
                     self.write(&mut packet, flow, tcp_flags::ACK);
                 } else {
-                    *flow = (*flow + 1) % STRANGERS;
-                    let flow = self.live + *flow;
-                    self.write(&mut packet, flow, self.flags);
+                    self.stranger = (self.stranger + 1) % STRANGERS;
+                    self.write(&mut packet, self.live + self.stranger, self.flags);
                 }
                 burst.push(packet);
             }

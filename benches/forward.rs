@@ -8,8 +8,8 @@
 //!
 //! In tunnels the harness takes the outer header off again and makes the frame as long as it was (and alone it puts an empty one on
 //! first). `mixed` is dsr over both families in turn, with IP packets of 40 (IPv6: 60), 576 and 1500 bytes, 7:4:1. In `kinds` one of
-//! twenty packets is of another kind: a first fragment, an echo request, one to no VIP, one with a wrong checksum, in turn. Counted are
-//! the others, and what does not leave is replaced by a new buffer.
+//! twenty packets is of another kind: a first fragment, an echo request, one to no VIP, one with a wrong checksum, in turn. Counted is
+//! what leaves by a route, and what does not leave is replaced by a new buffer.
 
 mod farm;
 
@@ -29,7 +29,7 @@ use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
 use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
 use weir_identity::{EndpointId, Moment};
 
-use crate::farm::{ENDPOINTS, Frame};
+use crate::farm::{ENDPOINTS, Flows, Frame};
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -360,7 +360,7 @@ impl Generator {
             next: 0,
             overhead: case.overhead(),
             lossy: case.kinds,
-            flows: Flows { mask: case.flows_of_family(flows) - 1, state: 1 },
+            flows: Flows::new(case.flows_of_family(flows)),
         }
     }
 
@@ -383,22 +383,6 @@ impl Generator {
         let at = self.next;
         self.next = if at + 1 == self.frames.len() { 0 } else { at + 1 };
         &self.frames[at]
-    }
-}
-
-/// The flows' numbers in random order.
-#[derive(Debug, Clone)]
-struct Flows {
-    mask: u64,
-    state: u64,
-}
-
-impl Flows {
-    #[inline]
-    fn next(&mut self) -> u64 {
-        // An odd multiplier and an odd increment visit every flow before one comes again; the upper bits are the random ones.
-        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 33) & self.mask
     }
 }
 

@@ -17,7 +17,6 @@ use crate::farm::Farm;
 use crate::packet::{BURST, Queue};
 use crate::plumbing::{Question, Reply};
 use crate::shard::{Held, Shard, ShardLink};
-use crate::sweep::SweepPace;
 
 /// What a core runs.
 pub struct Core<Q: Queue> {
@@ -166,7 +165,6 @@ pub struct ClassifierSeat<P> {
     /// Answers that found their ring full; in order, and before anything newer.
     backlog: VecDeque<Reply<Held<P>>>,
     batch: Vec<Question<Held<P>>>,
-    pace: SweepPace,
     published: Arc<PublishedClassifier>,
     last_published: Moment,
 }
@@ -230,7 +228,6 @@ impl<P> ClassifierSeat<P> {
             shards,
             backlog: VecDeque::new(),
             batch: Vec::with_capacity(BURST),
-            pace: SweepPace::default(),
             published,
             last_published: Moment(0),
         }
@@ -279,10 +276,7 @@ impl<P> ClassifierSeat<P> {
             }
         }
         self.classifier.poll(now, &mut |reply| answer(&mut self.shards, &mut self.backlog, reply));
-        let due = self.pace.due(self.classifier.places(), now);
-        if due > 0 {
-            self.classifier.sweep(due, now);
-        }
+        self.classifier.sweep(now);
         if now.0 >= self.last_published.0 + PUBLISH_EVERY {
             self.last_published = now;
             self.publish();

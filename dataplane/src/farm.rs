@@ -344,7 +344,9 @@ impl Farm {
                     port,
                     own_port: endpoint.port.unwrap_or_default().to_be_bytes(),
                     address: if let IpAddr::V4(address) = address { address.octets() } else { [0; 4] },
-                    room: farm.ports[usize::from(port)].mtu - endpoint.tunnel.as_ref().map_or(0, Tunnel::overhead),
+                    room: farm.ports[usize::from(port)]
+                        .mtu
+                        .saturating_sub(endpoint.tunnel.as_ref().map_or(0, Tunnel::overhead)),
                     pool: endpoint.pool.and_then(|pool| u16::try_from(pool).ok()).unwrap_or(NO_POOL),
                 },
                 (None, _) => QuickHop::default(),

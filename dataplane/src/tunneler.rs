@@ -251,7 +251,7 @@ impl OuterFrame {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "headers' lengths, and one of two addresses")]
     fn push_some<P: Packet, const N: usize, const M: usize>(&self, packet: &mut P) -> Option<()> {
-        let start = packet.data_mut().first_chunk_mut::<54>()?;
+        let start = packet.data().first_chunk::<54>()?;
         let (class, ip_len) = (start[15], u16::from_be_bytes([start[16], start[17]]));
         let entropy = entropy(plain4_addresses(start) as u32, plain4_ports(start));
         let outer_len = ip_len.checked_add(N as u16)?;

@@ -27,6 +27,11 @@ impl Clock {
     }
 }
 
+/// Now, by the runtime's clock.
+pub(crate) fn instant() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// A number for this life of a source for a host: its rank, milliseconds since 1970, and chance.
 #[must_use]
 pub fn new_life(rank: Rank) -> Incarnation {

@@ -21,6 +21,7 @@ use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Trans
 use weir_health_protocol::{DecodeError, Message};
 use weir_identity::UnitId;
 
+use crate::clock::instant;
 use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
 use crate::line::Line;
 use waiting::Waiting;
@@ -239,7 +240,7 @@ impl Hub {
             Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
         }
         self.keys = keys;
-        self.suspects = self.lines.keys().copied().collect();
+        self.suspect_all();
     }
 
     /// Sends what is to be sent.
@@ -370,7 +371,7 @@ impl Hub {
         }
     }
 
-    /// All connections are to be compared with the time, too.
+    /// All connections are to be compared with the list and the time again.
     pub(crate) fn suspect_all(&mut self) {
         self.suspects = self.lines.keys().copied().collect();
     }
@@ -379,7 +380,7 @@ impl Hub {
 impl Drop for Hub {
     /// Says that it ends.
     fn drop(&mut self) {
-        let now = tokio::time::Instant::now().into_std();
+        let now = instant();
         self.waiting.all().for_each(|incoming| self.endpoint.ignore(incoming));
         for line in self.lines.values_mut() {
             line.connection.close(now, 1_u32.into(), b"bye".as_slice().into());

@@ -15,7 +15,7 @@ use tokio::time::{sleep, sleep_until};
 use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 use weir_identity::{HostId, Moment, UnitId};
 
-use crate::clock::{Clock, SLEPT};
+use crate::clock::{Clock, SLEPT, instant};
 use crate::hub::{Event, Hub, HubError, LinkId};
 use crate::keys::{Keys, KeysError, Names};
 use crate::renewal::{CurrentKeys, follow};
@@ -165,7 +165,7 @@ impl Driver {
             self.hub.turn(now, &mut events);
             let due = self.exchange(&mut events, now);
             self.hub.flush(now);
-            if pace.is_fast() && !self.hub.is_behind() {
+            if pace.fast && !self.hub.is_behind() {
                 // Those that come in the meantime are taken at once: that costs less than to wake up for each.
                 sleep(COLLECTED_IN).await;
             }
@@ -303,14 +303,6 @@ impl Pace {
             *self = Pace { begun: Some(now), counted: 0, fast: self.counted >= PACE_FAST };
         }
     }
-
-    fn is_fast(&self) -> bool {
-        self.fast
-    }
-}
-
-fn instant() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

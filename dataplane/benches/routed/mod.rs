@@ -133,10 +133,7 @@ pub(crate) fn shard(routes: u64, waiting: Waiting) -> Box<Shard<Arrivals>> {
             classifier.plumbs.push(Plumb::Replace(farm::key(false, routes + flow), route(flow))).unwrap();
         }
     }
-    let (shard, classifier) = made.swap_remove(0);
-    // Its ends of the rings have to be there.
-    std::mem::forget(classifier);
-    Box::new(shard)
+    Box::new(made.swap_remove(0).0)
 }
 
 /// When every route has expired.
@@ -160,6 +157,7 @@ impl Queue for Arrivals {
     }
 
     fn send(&mut self, burst: &mut Burst<HeapPacket>) {
+        // To free them is no work of the dataplane's.
         burst.drain(..).for_each(std::mem::forget);
     }
 

@@ -25,11 +25,13 @@ use crate::farm::{Farm, NoEndpoint};
 use crate::flow::{FlowHash, Key, protocol};
 use crate::plumbing::{Ask, Event, Notice, Question, Refusal, Reply, Verdict};
 use crate::route_table::{Action, Route, State};
+use crate::sweep::SweepPace;
 
 /// One classifier; a value that one core owns.
 pub struct Classifier<H> {
     farm: Arc<Farm>,
     inventory: Inventory,
+    pace: SweepPace,
     pending: Pending<H>,
     allotments: Box<dyn Allotments>,
     sessions: Box<dyn SessionLookup>,
@@ -70,6 +72,7 @@ impl<H> Classifier<H> {
             refused: vec![0; farm.services.len()],
             farm,
             inventory: Inventory::new(settings.sessions_ipv4, settings.sessions_ipv6, &settings.hash)?,
+            pace: SweepPace::default(),
             pending: Pending::new(settings.pending),
             allotments,
             sessions,
@@ -185,16 +188,13 @@ impl<H> Classifier<H> {
         self.inventory.prefetch(key);
     }
 
-    /// Places of the inventory's larger table.
-    #[must_use]
-    pub fn places(&self) -> usize {
-        self.inventory.places()
-    }
-
-    /// Forgets what is out of time among the next `count` places of the inventory.
-    pub fn sweep(&mut self, count: usize, now: Moment) {
-        self.inventory.sweep(count, millis(now), &self.farm.timeouts);
-        self.tell_connections();
+    /// Forgets what is out of time among the inventory's places that are due.
+    pub fn sweep(&mut self, now: Moment) {
+        let count = self.pace.due(self.inventory.places(), now);
+        if count > 0 {
+            self.inventory.sweep(count, millis(now), &self.farm.timeouts);
+            self.tell_connections();
+        }
     }
 
     /// Tells the allotments which connections began and ended.
