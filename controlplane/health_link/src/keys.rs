@@ -217,6 +217,8 @@ impl Keys {
         let quic = QuicServerConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
         config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
+        // Whoever waits for its turn has sent a packet or two.
+        config.incoming_buffer_size(INCOMING_EACH).incoming_buffer_size_total(INCOMING_ALL);
         Ok(config)
     }
 
@@ -400,5 +402,8 @@ const GROUP_SUFFIX: &str = ".group.weir";
 const UNIT_SUFFIX: &str = ".unit.weir";
 /// The protocol and its version; peers with another are not connected.
 const ALPN: &[u8] = b"weir-health/1";
+/// What is kept of those whose handshake has to wait, after the first packet, in bytes.
+const INCOMING_EACH: u64 = 16 << 10;
+const INCOMING_ALL: u64 = 16 << 20;
 /// No link is idle for longer: three heartbeats of a minute, and one late.
 const IDLE_MAX: Duration = Duration::from_secs(230);
