@@ -658,8 +658,23 @@ impl<Q: Queue> Shard<Q> {
 }
 
 /// Puts a finished packet behind the others for its port, or gives it to the shard that sends by it.
-#[inline]
+#[inline(always)]
 fn send<Q: Queue>(
+    ports: &mut [ShardPort<Q>],
+    neighbours: &mut Neighbourhood<Q::Packet>,
+    forwarder: &mut Forwarder,
+    packet: Q::Packet,
+    port: PortId,
+) {
+    match &mut ports[usize::from(port)] {
+        ShardPort { queue: Ok(_), transmit, .. } if !transmit.is_full() => transmit.push(packet),
+        _ => send_elsewhere(ports, neighbours, forwarder, packet, port),
+    }
+}
+
+/// The same where there is no room among the others, or nobody but another shard sends by the port.
+#[inline(never)]
+fn send_elsewhere<Q: Queue>(
     ports: &mut [ShardPort<Q>],
     neighbours: &mut Neighbourhood<Q::Packet>,
     forwarder: &mut Forwarder,
@@ -669,9 +684,7 @@ fn send<Q: Queue>(
     let ShardPort { queue, transmit, .. } = &mut ports[usize::from(port)];
     match queue {
         Ok(queue) => {
-            if transmit.is_full() {
-                transmit_burst(queue, transmit, forwarder);
-            }
+            transmit_burst(queue, transmit, forwarder);
             transmit.push(packet);
         }
         Err(shard) => {
