@@ -225,6 +225,13 @@ fn translate<P: Packet>(
     translations: &TranslationTable,
     farm: &Farm,
 ) -> Option<PortId> {
+    if !v6
+        && (entry.sends_by(Mode::Ipip) || entry.sends_by(Mode::Gue))
+        && let Some(outer) = farm.outer_frame(entry.endpoint())
+        && let Some(port) = outer.push(packet)
+    {
+        return Some(port);
+    }
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
@@ -267,9 +274,6 @@ fn deliver_plain4<P: Packet>(
             let PoolPort { address, port } = PoolPort::from_value(value);
             let address = farm.pool_address4(hop.pool, address)?;
             (u32::from_le_bytes(address).into(), u16::from_le_bytes(port.to_be_bytes()).into())
-        }
-        Mode::Ipip | Mode::Gue if short(frame, 16) <= hop.room => {
-            return farm.outer_frame(endpoint)?.push(packet).map(|()| hop.port);
         }
         _ => return None,
     };
