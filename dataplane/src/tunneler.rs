@@ -18,7 +18,7 @@ use crate::counters::DropReason;
 use crate::farm::{Hop, PortId};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::rewrite::{decrement_ttl4, plain4_addresses, plain4_ports};
+use crate::plain4;
 use crate::wire::checksum::Sum;
 use crate::wire::{Protocol, gue, ipv4, ipv6, udp};
 
@@ -264,14 +264,14 @@ impl OuterFrame {
     fn push_some<P: Packet, const N: usize, const M: usize>(&self, packet: &mut P) -> Option<PortId> {
         let start = packet.data().first_chunk::<54>()?;
         let (class, ip_len) = (start[15], u16::from_be_bytes([start[16], start[17]]));
-        let entropy = entropy(plain4_addresses(start) as u32, plain4_ports(start));
+        let entropy = entropy(plain4::addresses(start) as u32, plain4::ports(start));
         if ip_len > self.room {
             return None;
         }
         let outer_len = ip_len + N as u16;
         let frame = packet.prepend(N)?;
         let padded = frame.len() > M + usize::from(ip_len);
-        decrement_ttl4::<34>(frame[N..].first_chunk_mut()?);
+        plain4::decrement_ttl::<34>(frame[N..].first_chunk_mut()?);
         let outer: &mut [u8; M] = frame.first_chunk_mut()?;
         outer.copy_from_slice(&self.bytes[..M]);
         outer[15] = class;
