@@ -267,9 +267,9 @@ fn a_group_goes_on_without_its_leader() {
     farm.wait_for("one leads all", |farm| farm.leader_of(&all).is_some());
     let first = farm.leader_of(&all).expect("a leader");
     let others: Vec<&str> = all.into_iter().filter(|host| *host != first).collect();
-    let table =
-        Command::new(bin_dir().join("weirctl")).arg("--socket").arg(farm.folder().join("weir.sock")).arg("hosts");
-    let table = { table }.output().expect("weirctl starts");
+    let mut weirctl = Command::new(bin_dir().join("weirctl"));
+    weirctl.arg("--socket").arg(farm.folder().join("weir.sock")).arg("hosts");
+    let table = weirctl.output().expect("weirctl starts");
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(
         table.lines().any(|line| line.starts_with(&first) && line.contains("rack") && line.ends_with("leads")),
