@@ -17,7 +17,7 @@ use weir_identity::{HostId, Moment, UnitId};
 use crate::clock::{Clock, SLEPT, new_life, some_of};
 use crate::group::{GroupLinks, pass};
 use crate::keys::{Keys, KeysError, Patience, unit_name};
-use crate::link::{LinkEnd, Report, serve};
+use crate::link::{LinkEnd, Report, chain, serve};
 use crate::renewal::{CurrentKeys, follow};
 
 /// Why an agent does not run.
@@ -336,7 +336,7 @@ impl Dialler {
             failed = 0;
             let link = self.next.fetch_add(1, Ordering::Relaxed);
             serve(link, connection, true, reports.clone(), self.keys.clone()).await;
-            tracing::warn!(%unit, "link lost");
+            tracing::warn!(%unit, "link lost or renewed");
             self.release(unit);
             sleep(Duration::from_millis(20)).await;
         }
@@ -386,10 +386,16 @@ impl Dialler {
         let config = self.keys.borrow().client(self.patience).map_err(|error| error.to_string())?;
         let connecting = self.endpoint.connect_with(config, address, &unit_name(unit));
         let connecting = connecting.map_err(|error| error.to_string())?;
-        match timeout(DIAL, connecting).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {DIAL:?}")),
+        let Ok(connected) = timeout(DIAL, connecting).await else {
+            return Err(format!("no answer within {DIAL:?}"));
+        };
+        let connection = connected.map_err(|error| error.to_string())?;
+        // With a ticket it was not looked at whether the unit's certificate has expired since.
+        if self.keys.borrow().still_admits(&chain(&connection)) {
+            return Ok(connection);
         }
+        connection.close(0_u32.into(), b"not admitted");
+        Err("the unit's certificate is revoked or has expired".to_owned())
     }
 }
 

@@ -233,13 +233,17 @@ impl Hub {
         self.lose(link, now);
     }
 
-    /// New connections are shown the renewed certificate, and those that there are, are judged by the new list.
-    pub(crate) fn renew(&mut self, keys: Keys) {
+    /// New connections are shown the renewed certificate, and those that there are, are judged by the new list. Those that are being made
+    /// begin again: they were shown, and judged by, what was before.
+    pub(crate) fn renew(&mut self, keys: Keys, now: Instant) {
         match keys.server() {
             Ok(config) => self.endpoint.set_server_config(Some(Arc::new(config))),
             Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
         }
         self.keys = keys;
+        self.waiting.all().for_each(|incoming| self.endpoint.ignore(incoming));
+        let begun = self.lines.iter().filter(|(_, line)| line.is_in_handshake()).map(|(link, _)| *link);
+        begun.collect::<Vec<_>>().into_iter().for_each(|link| self.close(link, "renewed", now));
         self.suspect_all();
     }
 
@@ -330,7 +334,7 @@ impl Hub {
     fn converse(&mut self, link: LinkId, now: Instant) {
         let Some(line) = self.lines.get_mut(&link) else { return };
         let before = line.is_up();
-        let goes_on = line.converse(link, now, &mut self.events);
+        let goes_on = line.converse(link, &self.keys, now, &mut self.events);
         if !before && line.is_up() {
             self.handshakes -= 1;
             self.unproven -= usize::from(!line.proven);
@@ -363,8 +367,8 @@ impl Hub {
     fn look_at_suspects(&mut self, now: Instant) {
         for _ in 0..SUSPECTS_AT_ONCE {
             let Some(link) = self.suspects.pop_front() else { return };
-            let peer = self.lines.get(&link).filter(|line| line.is_up()).and_then(|line| line.certificate());
-            if peer.is_some_and(|peer| !self.keys.admits(&peer)) {
+            let chain = self.lines.get(&link).filter(|line| line.is_up()).and_then(|line| line.chain());
+            if chain.is_some_and(|chain| !self.keys.admits(&chain)) {
                 tracing::warn!(?link, "the peer's certificate is revoked or has expired");
                 self.close(link, "not admitted", now);
             }

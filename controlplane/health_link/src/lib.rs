@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod agent;
 mod checks;
 mod clock;
@@ -37,6 +38,7 @@ mod line;
 mod link;
 mod listener;
 mod renewal;
+mod tickets;
 
 pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};
 pub use checks::Checks;

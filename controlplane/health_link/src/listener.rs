@@ -176,7 +176,7 @@ impl Driver {
                 taken = poll_fn(|cx| self.hub.poll_receive(cx, instant())) => pace.count(taken, instant()),
                 () = sleep_until(due) => {}
                 changed = keys.changed() => match changed {
-                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone()),
+                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone(), instant()),
                     Err(_) => return,
                 },
             }
