@@ -7,7 +7,7 @@
 mod waiting;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use weir_identity::UnitId;
 use crate::clock::instant;
 use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
 use crate::line::Line;
+use crate::slots::Slots;
 use waiting::Waiting;
 
 /// What a connection says to the driver.
@@ -49,7 +50,7 @@ pub(crate) struct Hub {
     socket: Arc<dyn AsyncUdpSocket>,
     endpoint: Endpoint,
     keys: Keys,
-    lines: HashMap<LinkId, Box<Line>>,
+    lines: Slots<Line>,
     timers: BinaryHeap<Reverse<(Instant, LinkId)>>,
     /// Something has come for these, or is to be sent.
     touched: Vec<LinkId>,
@@ -65,6 +66,7 @@ pub(crate) struct Hub {
     events: Vec<Event>,
     received: Box<[u8]>,
     packet: Vec<u8>,
+    block: Block,
 }
 
 /// A unit that is dialled from here.
@@ -97,7 +99,7 @@ impl Hub {
             socket,
             endpoint,
             keys,
-            lines: HashMap::new(),
+            lines: Slots::default(),
             timers: BinaryHeap::new(),
             touched: Vec::new(),
             waiting: Waiting::default(),
@@ -109,6 +111,7 @@ impl Hub {
             events: Vec::new(),
             received: received.into(),
             packet: Vec::new(),
+            block: Block::default(),
         })
     }
 
@@ -149,10 +152,10 @@ impl Hub {
     fn take_packet(&mut self, packet: &[u8], meta: &RecvMeta, now: Instant) {
         let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
         self.packet.clear();
-        let data = BytesMut::from(packet);
+        let data = self.block.copy_of(packet);
         match self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, data, &mut self.packet) {
             Some(DatagramEvent::ConnectionEvent(link, event)) => {
-                if let Some(line) = self.lines.get_mut(&link) {
+                if let Some(line) = self.lines.get_mut(link) {
                     line.connection.handle_event(event);
                     touch(&mut self.touched, link, line);
                 }
@@ -193,7 +196,7 @@ impl Hub {
     pub(crate) fn turn(&mut self, now: Instant, events: &mut Vec<Event>) {
         while let Some(Reverse((due, link))) = self.timers.peek().copied().filter(|Reverse((due, _))| *due <= now) {
             self.timers.pop();
-            if let Some(line) = self.lines.get_mut(&link)
+            if let Some(line) = self.lines.get_mut(link)
                 && line.timers.is_due(due)
             {
                 if line.handle_timeout(now) {
@@ -218,7 +221,7 @@ impl Hub {
     ///
     /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
     pub(crate) fn send(&mut self, link: LinkId, message: &Message, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         if line.send(message, now) {
             touch(&mut self.touched, link, line);
         } else {
@@ -228,7 +231,7 @@ impl Hub {
 
     /// Ends a connection, which is told with the next turn.
     pub(crate) fn close(&mut self, link: LinkId, why: &str, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         line.connection.close(now, 0_u32.into(), why.as_bytes().to_vec().into());
         self.lose(link, now);
     }
@@ -242,7 +245,7 @@ impl Hub {
         }
         self.keys = keys;
         self.waiting.all().for_each(|incoming| self.endpoint.ignore(incoming));
-        let begun = self.lines.iter().filter(|(_, line)| line.is_in_handshake()).map(|(link, _)| *link);
+        let begun = self.lines.iter().filter(|(_, line)| line.is_in_handshake()).map(|(link, _)| link);
         begun.collect::<Vec<_>>().into_iter().for_each(|link| self.close(link, "renewed", now));
         self.suspect_all();
     }
@@ -251,7 +254,7 @@ impl Hub {
     pub(crate) fn flush(&mut self, now: Instant) {
         let segments = self.socket.max_transmit_segments().min(SEGMENTS_MAX);
         for link in std::mem::take(&mut self.touched) {
-            let Some(line) = self.lines.get_mut(&link) else { continue };
+            let Some(line) = self.lines.get_mut(link) else { continue };
             line.touched = false;
             loop {
                 self.packet.clear();
@@ -272,7 +275,7 @@ impl Hub {
                 }
             }
             if line.drained {
-                self.lines.remove(&link);
+                self.lines.remove(link);
             } else if let Some(due) = line.schedule(now) {
                 self.timers.push(Reverse((due, link)));
             }
@@ -327,12 +330,12 @@ impl Hub {
         self.handshakes += 1;
         self.unproven += usize::from(!line.proven);
         touch(&mut self.touched, link, &mut line);
-        self.lines.insert(link, Box::new(line));
+        self.lines.insert(link, line);
     }
 
     /// Takes what has come on one connection.
     fn converse(&mut self, link: LinkId, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         let before = line.is_up();
         let goes_on = line.converse(link, &self.keys, now, &mut self.events);
         if !before && line.is_up() {
@@ -346,7 +349,7 @@ impl Hub {
 
     /// A connection is over; what is left of it dies away.
     fn lose(&mut self, link: LinkId, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         touch(&mut self.touched, link, line);
         let was_up = line.is_up();
         let Some(why) = line.end(now) else { return };
@@ -367,7 +370,7 @@ impl Hub {
     fn look_at_suspects(&mut self, now: Instant) {
         for _ in 0..SUSPECTS_AT_ONCE {
             let Some(link) = self.suspects.pop_front() else { return };
-            let chain = self.lines.get(&link).filter(|line| line.is_up()).and_then(|line| line.chain());
+            let chain = self.lines.get(link).filter(|line| line.is_up()).and_then(|line| line.chain());
             if chain.is_some_and(|chain| !self.keys.admits(&chain)) {
                 tracing::warn!(?link, "the peer's certificate is revoked or has expired");
                 self.close(link, "not admitted", now);
@@ -377,7 +380,7 @@ impl Hub {
 
     /// All connections are to be compared with the list and the time again.
     pub(crate) fn suspect_all(&mut self) {
-        self.suspects = self.lines.keys().copied().collect();
+        self.suspects = self.lines.iter().map(|(link, _)| link).collect();
     }
 }
 
@@ -408,6 +411,24 @@ pub(crate) enum HubError {
 fn touch(touched: &mut Vec<LinkId>, link: LinkId, line: &mut Line) {
     if !std::mem::replace(&mut line.touched, true) {
         touched.push(link);
+    }
+}
+
+/// Memory for packets: many small ones share what is allocated at once, and it is used again when they are done with. What is held for long
+/// keeps no more than a block in memory.
+#[derive(Default)]
+struct Block(BytesMut);
+
+impl Block {
+    fn copy_of(&mut self, packet: &[u8]) -> BytesMut {
+        if packet.len() > SMALL {
+            return BytesMut::from(packet);
+        }
+        if self.0.capacity() < packet.len() {
+            self.0.reserve(BLOCK);
+        }
+        self.0.extend_from_slice(packet);
+        self.0.split()
     }
 }
 
@@ -442,6 +463,9 @@ const LINKS_MAX: usize = 65_536;
 const AT_ONCE_MAX: usize = 256;
 const SUSPECTS_AT_ONCE: usize = 32;
 const SEGMENTS_MAX: usize = 10;
+/// Packets of heartbeats and of acknowledgements are.
+const SMALL: usize = 256;
+const BLOCK: usize = 8 * 1024;
 const PAYLOAD_MAX: usize = 64 * 1024;
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Until a unit is dialled again.

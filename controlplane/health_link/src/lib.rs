@@ -38,6 +38,7 @@ mod line;
 mod link;
 mod listener;
 mod renewal;
+mod slots;
 mod tickets;
 
 pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};

@@ -98,7 +98,8 @@ pub enum Peer {
 #[derive(Debug)]
 pub struct UnitEnd {
     settings: UnitSettings,
-    hosts: BTreeMap<HostId, CachedHost>,
+    /// Boxed, so that looking for one among thousands passes by few lines of memory.
+    hosts: BTreeMap<HostId, Box<CachedHost>>,
     by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
     timers: BinaryHeap<Reverse<(Moment, HostId)>>,
     relay: Relay,
@@ -130,12 +131,12 @@ impl UnitEnd {
     /// What is known of a host.
     #[must_use]
     pub fn host(&self, host: HostId) -> Option<&CachedHost> {
-        self.hosts.get(&host)
+        self.hosts.get(&host).map(Box::as_ref)
     }
 
     /// All hosts that were ever heard of and are not forgotten.
     pub fn hosts(&self) -> impl Iterator<Item = (HostId, &CachedHost)> {
-        self.hosts.iter().map(|(host, cached)| (*host, cached))
+        self.hosts.iter().map(|(host, cached)| (*host, cached.as_ref()))
     }
 
     /// Whose cache it is, and which life of the unit.
@@ -154,7 +155,7 @@ impl UnitEnd {
         let hosts = self.by_application.get(&application).into_iter().flatten();
         hosts.filter_map(move |host| {
             let cached = self.hosts.get(host)?;
-            Some((*host, cached, cached.table.row(application)?))
+            Some((*host, cached.as_ref(), cached.table.row(application)?))
         })
     }
 
@@ -193,7 +194,7 @@ impl UnitEnd {
 
     /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
     pub fn expect_host(&mut self, host: HostId, now: Moment) {
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
         let due = now.after(cached.age_out());
         cached.timer = Some(due);
         self.timers.push(Reverse((due, host)));
@@ -290,7 +291,7 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
         if let Origin::Unit(_) = origin {
             cached.hear(origin);
         }
@@ -457,7 +458,7 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(now));
+        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
         if incarnation > cached.incarnation {
             cached.begin(incarnation, now);
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
