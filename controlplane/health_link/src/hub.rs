@@ -7,7 +7,8 @@
 mod waiting;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use bytes::BytesMut;
 use quinn::udp::{self, BATCH_SIZE, RecvMeta};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Transmit};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use weir_health_protocol::{DecodeError, Message};
 use weir_identity::UnitId;
 
@@ -25,6 +27,7 @@ use crate::clock::instant;
 use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
 use crate::line::Line;
 use crate::slots::Slots;
+pub(crate) use waiting::Network;
 use waiting::Waiting;
 
 /// What a connection says to the driver.
@@ -55,9 +58,13 @@ pub(crate) struct Hub {
     /// Something has come for these, or is to be sent.
     touched: Vec<LinkId>,
     waiting: Waiting,
-    handshakes: usize,
-    /// So many of them with whoever may be somewhere else than it says.
-    unproven: usize,
+    counts: Handshakes,
+    /// When a failure was written down last.
+    complained: Option<Instant>,
+    /// Those that were begun lately and are not finished: with whoever is there and answers.
+    young: VecDeque<(Instant, LinkId)>,
+    /// How many of them from each address that has been proven.
+    shares: HashMap<Network, usize>,
     /// There may be more packets than were taken.
     behind: bool,
     peers: BTreeMap<UnitId, Peer>,
@@ -67,6 +74,40 @@ pub(crate) struct Hub {
     received: Box<[u8]>,
     packet: Vec<u8>,
     block: Block,
+}
+
+/// The handshakes of a unit: how many there are, and what became of others since it began to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Handshakes {
+    /// Going on now.
+    pub going_on: usize,
+    /// So many of them with whoever may be somewhere else than it says.
+    pub unproven: usize,
+    /// Waiting for room now.
+    pub waiting: usize,
+    /// Connections that are kept, those that die away and the handshakes included.
+    pub kept: usize,
+    /// Ended with a link.
+    pub done: u64,
+    /// Begun, and ended without a link.
+    pub failed: u64,
+    /// Told to come again with a proof of their address.
+    pub retried: u64,
+    /// Not begun: there were too many, or they had waited for too long.
+    pub turned_away: u64,
+}
+
+impl Handshakes {
+    /// What became of them, each with its name.
+    pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let all = [
+            ("done", self.done),
+            ("failed", self.failed),
+            ("retried", self.retried),
+            ("turned_away", self.turned_away),
+        ];
+        all.into_iter()
+    }
 }
 
 /// A unit that is dialled from here.
@@ -86,8 +127,10 @@ impl Hub {
         now: Instant,
     ) -> Result<Hub, HubError> {
         let buffers = udp::UdpSocketState::new((&socket).into())?;
-        // As much as the kernel permits: all hosts may come at once.
-        let _ = buffers.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
+        // As much as the kernel permits: all hosts may come at once, and heartbeats must not be lost among what else comes.
+        if set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+            let _ = buffers.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
+        }
         let _ = buffers.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
         let socket = TokioRuntime.wrap_udp_socket(socket)?;
         keys.client(Patience::UNITS)?;
@@ -103,8 +146,10 @@ impl Hub {
             timers: BinaryHeap::new(),
             touched: Vec::new(),
             waiting: Waiting::default(),
-            handshakes: 0,
-            unproven: 0,
+            counts: Handshakes::default(),
+            complained: None,
+            young: VecDeque::new(),
+            shares: HashMap::new(),
             behind: false,
             peers: peers.into_iter().map(peer).collect(),
             suspects: VecDeque::new(),
@@ -162,15 +207,34 @@ impl Hub {
             }
             Some(DatagramEvent::NewConnection(incoming)) if self.lines.len() >= LINKS_MAX => {
                 self.packet.clear();
+                self.counts.turned_away += 1;
                 let transmit = self.endpoint.refuse(incoming, &mut self.packet);
                 transmit_one(&*self.socket, &transmit, &self.packet);
             }
+            Some(DatagramEvent::NewConnection(incoming)) if incoming.remote_address_validated() => {
+                let from = Network::of(incoming.remote_address().ip());
+                if let Some(dropped) = self.waiting.push(from, incoming, now) {
+                    self.counts.turned_away += 1;
+                    self.endpoint.ignore(dropped);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming))
+                if self.counts.unproven + self.waiting.unproven() < UNPROVEN_MAX =>
+            {
+                self.waiting.push_unproven(incoming, now);
+            }
+            // Nothing is kept of it until it comes again with a proof of where it is (RFC 9000, 8.1.2).
             Some(DatagramEvent::NewConnection(incoming)) => {
-                let Some(dropped) = self.waiting.push(incoming, now) else { return };
                 self.packet.clear();
-                match self.endpoint.retry(dropped, &mut self.packet) {
-                    Ok(transmit) => transmit_one(&*self.socket, &transmit, &self.packet),
-                    Err(error) => self.endpoint.ignore(error.into_incoming()),
+                match self.endpoint.retry(incoming, &mut self.packet) {
+                    Ok(transmit) => {
+                        self.counts.retried += 1;
+                        transmit_one(&*self.socket, &transmit, &self.packet);
+                    }
+                    Err(error) => {
+                        self.counts.turned_away += 1;
+                        self.endpoint.ignore(error.into_incoming());
+                    }
                 }
             }
             Some(DatagramEvent::Response(transmit)) => transmit_one(&*self.socket, &transmit, &self.packet),
@@ -178,9 +242,23 @@ impl Hub {
         }
     }
 
+    /// How its handshakes are.
+    pub(crate) fn handshakes(&self) -> Handshakes {
+        Handshakes { waiting: self.waiting.len(), kept: self.lines.len(), ..self.counts }
+    }
+
     /// Is there more to be done than was done in the last turn?
     pub(crate) fn is_behind(&self) -> bool {
-        self.behind || (!self.waiting.is_empty() && self.handshakes < HANDSHAKES_MAX)
+        self.behind || (self.has_room() && self.waiting.has_next(may_begin(&self.shares)))
+    }
+
+    /// Does anybody wait for its handshake to begin?
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.has_next(may_begin(&self.shares))
+    }
+
+    fn has_room(&self) -> bool {
+        self.counts.going_on < HANDSHAKES_MAX && self.young.len() < YOUNG_MAX
     }
 
     /// When [`Hub::turn`] is due, whether a packet comes or not.
@@ -189,7 +267,8 @@ impl Hub {
             !self.events.is_empty() || !self.suspects.is_empty() || !self.touched.is_empty() || self.is_behind();
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
         let peers = self.peers.values().filter(|peer| peer.link.is_none()).map(|peer| peer.next);
-        peers.chain(timer).chain(works.then_some(now)).min()
+        let room = self.young.front().filter(|_| self.is_waited_for()).map(|(begun, _)| *begun + YOUNG);
+        peers.chain(timer).chain(room).chain(works.then_some(now)).min()
     }
 
     /// Does what is due, and tells what has come.
@@ -214,6 +293,10 @@ impl Hub {
             self.converse(*link, now);
         }
         self.touched.extend(touched);
+        let is_young = |(begun, link): &(Instant, LinkId)| {
+            now.saturating_duration_since(*begun) < YOUNG && self.lines.get(*link).is_some_and(Line::is_in_handshake)
+        };
+        self.young.retain(is_young);
         events.append(&mut self.events);
     }
 
@@ -285,17 +368,22 @@ impl Hub {
     /// Begins the handshakes that there is room for.
     fn accept(&mut self, now: Instant) {
         for stale in self.waiting.stale(now) {
+            self.counts.turned_away += 1;
             self.endpoint.ignore(stale);
         }
         for _ in 0..BEGUN_AT_ONCE {
-            if self.handshakes >= HANDSHAKES_MAX {
+            if !self.has_room() {
                 return;
             }
-            let Some(incoming) = self.waiting.pop(self.unproven < UNPROVEN_MAX) else { return };
-            let proven = incoming.remote_address_validated();
+            let Some(incoming) = self.waiting.pop(may_begin(&self.shares)) else { return };
+            let from = Network::of(incoming.remote_address().ip());
+            let from = incoming.remote_address_validated().then_some(from);
             self.packet.clear();
             match self.endpoint.accept(incoming, now, &mut self.packet, None) {
-                Ok((link, connection)) => self.insert(link, Line::new(connection, None, proven, now)),
+                Ok((link, connection)) => {
+                    self.insert(link, Line::new(connection, None, from, now));
+                    self.young.push_back((now, link));
+                }
                 Err(error) => {
                     if let Some(transmit) = error.response {
                         transmit_one(&*self.socket, &transmit, &self.packet);
@@ -317,7 +405,7 @@ impl Hub {
             let dialled =
                 config.ok().and_then(|config| self.endpoint.connect(now, config, address, &unit_name(unit)).ok());
             let link = dialled.map(|(link, connection)| {
-                self.insert(link, Line::new(connection, Some(unit), true, now));
+                self.insert(link, Line::new(connection, Some(unit), Some(Network::of(address.ip())), now));
                 link
             });
             if let Some(peer) = self.peers.get_mut(&unit) {
@@ -327,8 +415,11 @@ impl Hub {
     }
 
     fn insert(&mut self, link: LinkId, mut line: Line) {
-        self.handshakes += 1;
-        self.unproven += usize::from(!line.proven);
+        self.counts.going_on += 1;
+        match line.from {
+            Some(from) => *self.shares.entry(from).or_default() += 1,
+            None => self.counts.unproven += 1,
+        }
         touch(&mut self.touched, link, &mut line);
         self.lines.insert(link, line);
     }
@@ -339,8 +430,8 @@ impl Hub {
         let before = line.is_up();
         let goes_on = line.converse(link, &self.keys, now, &mut self.events);
         if !before && line.is_up() {
-            self.handshakes -= 1;
-            self.unproven -= usize::from(!line.proven);
+            self.counts.done += 1;
+            conclude(&mut self.counts, &mut self.shares, line);
         }
         if !goes_on {
             self.lose(link, now);
@@ -357,9 +448,13 @@ impl Hub {
         if was_up {
             self.events.push(Event::Down { link });
         } else {
-            self.handshakes -= 1;
-            self.unproven -= usize::from(!line.proven);
-            tracing::info!(from = %line.connection.remote_address(), %why, "handshake failed");
+            self.counts.failed += 1;
+            conclude(&mut self.counts, &mut self.shares, line);
+            let from = line.connection.remote_address();
+            if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAINT) {
+                self.complained = Some(now);
+                tracing::info!(%from, %why, failed = self.counts.failed, "handshake failed");
+            }
         }
         if let Some(peer) = line.dialled.and_then(|unit| self.peers.get_mut(&unit)) {
             (peer.link, peer.next) = (None, now + REDIAL);
@@ -408,6 +503,21 @@ pub(crate) enum HubError {
     Socket(#[from] std::io::Error),
 }
 
+/// Whether another handshake with somebody there may begin.
+fn may_begin(shares: &HashMap<Network, usize>) -> impl Fn(Network) -> bool + use<'_> {
+    |from| shares.get(&from).is_none_or(|share| *share < SHARE_MAX)
+}
+
+/// A handshake is over, one way or the other.
+fn conclude(counts: &mut Handshakes, shares: &mut HashMap<Network, usize>, line: &Line) {
+    counts.going_on -= 1;
+    match line.from.map(|from| shares.entry(from)) {
+        None => counts.unproven -= 1,
+        Some(Entry::Occupied(share)) if *share.get() == 1 => drop(share.remove()),
+        Some(share) => drop(share.and_modify(|share| *share -= 1)),
+    }
+}
+
 fn touch(touched: &mut Vec<LinkId>, link: LinkId, line: &mut Line) {
     if !std::mem::replace(&mut line.touched, true) {
         touched.push(link);
@@ -453,8 +563,14 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 
 /// So many handshakes may be going on.
 const HANDSHAKES_MAX: usize = 1024;
-/// So many with whoever has not proven its address.
+/// So many that were begun lately. When thousands come at once, those that are begun are finished soon, before the host gives up what it has
+/// spent on its part; the others have spent nothing but their first packet.
+const YOUNG_MAX: usize = 96;
+const YOUNG: Duration = Duration::from_millis(250);
+/// So many with whoever has not proven its address, those that wait included.
 const UNPROVEN_MAX: usize = 512;
+/// So many from one address that has been proven: thousands of hosts may come from one, but it must not be all.
+const SHARE_MAX: usize = 256;
 /// So many are begun before other packets are looked at.
 const BEGUN_AT_ONCE: usize = 32;
 /// So many links there may be.
@@ -468,5 +584,7 @@ const SMALL: usize = 256;
 const BLOCK: usize = 8 * 1024;
 const PAYLOAD_MAX: usize = 64 * 1024;
 const SOCKET_BUFFER: usize = 8 << 20;
+/// Failures are written down no more often.
+const COMPLAINT: Duration = Duration::from_secs(1);
 /// Until a unit is dialled again.
 const REDIAL: Duration = Duration::from_millis(200);

@@ -223,6 +223,8 @@ impl Keys {
         let quic = QuicServerConfig::try_from(self.tls_server()?).map_err(tls_error)?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
         config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
+        // Whoever waits for its turn has sent a packet or two.
+        config.incoming_buffer_size(INCOMING_EACH).incoming_buffer_size_total(INCOMING_ALL);
         Ok(config)
     }
 
@@ -356,6 +358,9 @@ const ALPN: &[u8] = b"weir-health/1";
 const SESSIONS_MAX: usize = 256;
 /// So many tickets a connection brings: each way back takes one, whether it leads anywhere or not.
 const TICKETS: usize = 2;
+/// What is kept of those whose handshake has to wait, after the first packet, in bytes.
+const INCOMING_EACH: u64 = 16 << 10;
+const INCOMING_ALL: u64 = 16 << 20;
 /// No link is idle for longer: three heartbeats of a minute, and one late.
 const IDLE_MAX: Duration = Duration::from_secs(230);
 

@@ -12,9 +12,16 @@
 //! second after a burst of 1000; more has to wait and is counted.
 //!
 //! A unit drives all of its connections in one task, on `quinn-proto`'s state machines: what a turn costs is given by the packets that have
-//! come and the timers that are due, not by the number of hosts. Thousands of hosts may come at once: of the handshakes that wait the latest
-//! is served first, since who has waited for long has given up; when too many wait, a newcomer has to prove its address first. A host
-//! waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. Heartbeats
+//! come and the timers that are due, not by the number of hosts. Thousands of hosts may come at once, and whoever does not mean well, too:
+//!
+//! - 512 handshakes with nodes whose address may be forged; any further newcomer has to prove its address first (RFC 9000, 8.1.2), which
+//!   leaves nothing behind at the unit.
+//! - 1024 in all, at most 256 of them with one proven address (the first half of it with IPv6). A handshake has three seconds.
+//! - 16,384 that have proven their address may wait. Addresses take turns; of those from one the latest is served first, since who has
+//!   waited for long has given up, and whoever has most waiting loses the oldest when there are too many. Nobody waits for longer than 10 s.
+//! - 65,536 links.
+//!
+//! A host waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. Heartbeats
 //! are acknowledged as they come (ACK frequency extension: threshold 0); there is no session resumption, so that each
 //! connection is judged by the list of revoked certificates. `cargo bench -p weir-health-link --bench scale` measures what 10,000 hosts cost.
 //!
@@ -45,5 +52,6 @@ pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};
 pub use checks::Checks;
 pub use clock::new_life;
 pub use http::Pages;
+pub use hub::Handshakes;
 pub use keys::{Keys, KeysError, Names, host_name, names, unit_name};
 pub use listener::{Cache, ListenError, ListenSettings, Listener};

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
 use weir_identity::UnitId;
 
-use crate::hub::{Event, LinkId};
+use crate::hub::{Event, LinkId, Network};
 use crate::keys::{Keys, names};
 use crate::link::{ANSWER, BURST, EVERY, ORDERED_MAX};
 
@@ -24,8 +24,8 @@ pub(crate) struct Line {
     pub(crate) drained: bool,
     pub(crate) timers: Timers,
     state: State,
-    /// Its peer had shown that it is where it says before anything was done for it.
-    pub(crate) proven: bool,
+    /// Where its peer is, if that was shown before anything was done for it.
+    pub(crate) from: Option<Network>,
     /// Units pass on what many hosts say; hosts have a rate.
     rate: Option<Rate>,
     sending: Option<StreamId>,
@@ -50,7 +50,7 @@ enum State {
 }
 
 impl Line {
-    pub(crate) fn new(connection: Connection, dialled: Option<UnitId>, proven: bool, now: Instant) -> Line {
+    pub(crate) fn new(connection: Connection, dialled: Option<UnitId>, from: Option<Network>, now: Instant) -> Line {
         Line {
             connection,
             dialled,
@@ -58,7 +58,7 @@ impl Line {
             drained: false,
             timers: Timers::default(),
             state: State::Handshake(now + HANDSHAKE),
-            proven,
+            from,
             rate: Some(Rate { tokens: BURST, filled: now }),
             sending: None,
             outbox: VecDeque::new(),

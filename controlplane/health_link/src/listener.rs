@@ -16,7 +16,7 @@ use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 use weir_identity::{HostId, Moment, UnitId};
 
 use crate::clock::{Clock, SLEPT, instant};
-use crate::hub::{Event, Hub, HubError, LinkId};
+use crate::hub::{Event, Handshakes, Hub, HubError, LinkId};
 use crate::keys::{Keys, KeysError, Names};
 use crate::renewal::{CurrentKeys, follow};
 use crate::slots::Slots;
@@ -65,6 +65,7 @@ pub struct Listener {
 #[derive(Debug, Clone)]
 pub struct Cache {
     end: Arc<Mutex<UnitEnd>>,
+    handshakes: Arc<Mutex<Handshakes>>,
     clock: Clock,
     changed: watch::Receiver<u64>,
 }
@@ -73,6 +74,12 @@ impl Cache {
     /// Looks into the cache; the time is the one its moments are in. Takes a lock, so be brief.
     pub fn with<R>(&self, look: impl FnOnce(&UnitEnd, Moment) -> R) -> R {
         look(&self.end.lock(), self.clock.now())
+    }
+
+    /// How the handshakes with hosts and units are, as the driver saw it last.
+    #[must_use]
+    pub fn handshakes(&self) -> Handshakes {
+        *self.handshakes.lock()
     }
 
     /// Waits until something has changed since the last call; false if the listener has ended.
@@ -105,11 +112,13 @@ impl Listener {
         })?;
         let address = hub.local_addr().map_err(socket_error)?;
         let end = Arc::new(Mutex::new(end));
+        let handshakes = Arc::default();
         let (told, changed) = watch::channel(0);
         let (current, keys) = watch::channel(keys.clone());
         let driver = Driver {
             hub,
             end: Arc::clone(&end),
+            handshakes: Arc::clone(&handshakes),
             clock,
             told,
             generation: 0,
@@ -121,7 +130,7 @@ impl Listener {
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run(keys));
         tasks.spawn(follow(current, Arc::new(Notify::new())));
-        Ok(Listener { cache: Cache { end, clock, changed }, address, _tasks: tasks })
+        Ok(Listener { cache: Cache { end, handshakes, clock, changed }, address, _tasks: tasks })
     }
 
     /// The cache.
@@ -146,6 +155,7 @@ struct Link {
 struct Driver {
     hub: Hub,
     end: Arc<Mutex<UnitEnd>>,
+    handshakes: Arc<Mutex<Handshakes>>,
     clock: Clock,
     told: watch::Sender<u64>,
     generation: u64,
@@ -166,7 +176,8 @@ impl Driver {
             self.hub.turn(now, &mut events);
             let due = self.exchange(&mut events, now);
             self.hub.flush(now);
-            if pace.fast && !self.hub.is_behind() {
+            *self.handshakes.lock() = self.hub.handshakes();
+            if pace.fast && !self.hub.is_behind() && !self.hub.is_waited_for() {
                 // Those that come in the meantime are taken at once: that costs less than to wake up for each.
                 sleep(COLLECTED_IN).await;
             }
