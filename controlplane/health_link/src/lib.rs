@@ -44,6 +44,7 @@ mod keys;
 mod line;
 mod link;
 mod listener;
+mod question;
 mod renewal;
 mod slots;
 mod tickets;
