@@ -277,10 +277,9 @@ impl UnitEnd {
         } else if cached.presence == Presence::Gone {
             cached.set_presence(Presence::Expected, now);
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         if let Origin::Host(_) = origin {
-            self.relay.beats.push(Beat { voucher: None, ..beat });
+            self.relay.pass_on(Beat { voucher: None, ..beat });
         }
         Ok(())
     }
@@ -301,7 +300,7 @@ impl UnitEnd {
                 cached.count_on(Rank::of(beat.incarnation), now);
             }
             if let (Err(Refusal::Outranked(_)), Origin::Host(_)) = (heard, origin) {
-                self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
                 return heard;
             }
             heard?;
@@ -319,10 +318,10 @@ impl UnitEnd {
                 self.ask(host, way, known);
                 if let Origin::Host(_) = origin {
                     // The units that the host itself has links to may not know of this life, either.
-                    self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                    self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
                 }
             }
-            self.schedule(host, now);
+            self.settle(host, now);
             return Err(Refusal::Stale { host, said, known });
         }
         let known = cached.sequence.max(cached.vouched(voucher));
@@ -335,10 +334,9 @@ impl UnitEnd {
         } else if right {
             cached.set_presence(Presence::Live, now);
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         if let Origin::Host(_) = origin {
-            self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+            self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
         }
         Ok(())
     }
@@ -422,8 +420,7 @@ impl UnitEnd {
             Body::Postulate(postulates) => self.judge(origin, host, sequence, postulates, &message, now),
             _ => {}
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         Ok(())
     }
 
@@ -434,7 +431,7 @@ impl UnitEnd {
         let Some(cached) = other.filter(|_| origin.may_speak_for(beat.host)) else { return Ok(()) };
         let heard = cached.hear_other(origin, beat, now);
         match (heard, origin) {
-            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.beats.push(beat.clone()),
+            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.pass_on(beat.clone()),
             (Err(Refusal::Stale { known, .. }), Origin::Host(_)) if cached.tells_stale(retry, now) => {
                 self.ask(beat.host, Peer::Host(beat.host), known);
             }
@@ -489,8 +486,7 @@ impl UnitEnd {
             let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due)) else { continue };
             cached.timer = None;
             self.host_timeout(host, now);
-            self.schedule(host, now);
-            self.collect_changes(host);
+            self.settle(host, now);
         }
     }
 
@@ -673,8 +669,8 @@ impl UnitEnd {
         self.out.push_back((Peer::Unit(unit), message));
     }
 
-    /// Sets the host's timer.
-    fn schedule(&mut self, host: HostId, now: Moment) {
+    /// Something was heard of a host, or its time has come: sets its timer, and collects its changes.
+    fn settle(&mut self, host: HostId, now: Moment) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
         let mut due = match cached.presence {
             Presence::Live | Presence::Expected => cached.heard.after(cached.age_out()),
@@ -692,14 +688,13 @@ impl UnitEnd {
             cached.timer = Some(due);
             self.timers.push(Reverse((due, host)));
         }
+        self.collect_changes(host);
     }
 
     fn collect_changes(&mut self, host: HostId) {
-        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.has_changes()) else { return };
         let changes = cached.take_changes();
-        if cached.take_stirred() || !changes.is_empty() {
-            self.generation += 1;
-        }
+        self.generation += 1;
         for application in changes {
             if cached.table.row(application).is_some() {
                 self.by_application.entry(application).or_default().insert(host);
