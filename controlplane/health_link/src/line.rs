@@ -79,8 +79,8 @@ impl Line {
     }
 
     /// The peer's certificate, and what is between it and the authority.
-    pub(crate) fn chain(&self) -> Option<Box<Vec<CertificateDer<'static>>>> {
-        self.connection.crypto_session().peer_identity()?.downcast().ok()
+    pub(crate) fn chain(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.connection.crypto_session().peer_identity()?.downcast().ok().map(|chain| *chain)
     }
 
     /// Time has come for something; true if the connection is to end.

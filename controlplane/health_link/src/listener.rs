@@ -330,6 +330,6 @@ const REST: Duration = Duration::from_secs(1);
 /// With so many packets in so long a time, they are taken several at once.
 const PACE_TAKEN_IN: Duration = Duration::from_millis(100);
 const PACE_FAST: usize = 50;
-const COLLECTED_IN: Duration = Duration::from_millis(5);
+const COLLECTED_IN: Duration = Duration::from_millis(10);
 /// Certificates that expire while their links are up are noticed within this time.
 const EXPIRY: Duration = Duration::from_secs(600);

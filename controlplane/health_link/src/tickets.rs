@@ -96,8 +96,6 @@ const DAYS: u32 = 7;
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;

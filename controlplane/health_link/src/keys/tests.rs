@@ -1,7 +1,5 @@
 //! Handshakes in memory: who is let in with a ticket, and who is not.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::PathBuf;
 
 use rustls::pki_types::ServerName;
