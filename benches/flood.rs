@@ -254,6 +254,10 @@ impl Queue for Line {
         burst.clear();
     }
 
+    fn is_behind(&self) -> bool {
+        self.settings.paced.load(Ordering::Relaxed) && (self.due[0] + self.due[1]) >> 32 >= QUEUE / 2
+    }
+
     fn allocate(&mut self) -> Option<MbufPacket> {
         self.pool.alloc().map(MbufPacket::from)
     }

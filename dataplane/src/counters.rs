@@ -200,7 +200,8 @@ drop_reasons! {
     NoBuffer = "no_buffer",
     /// The ring to the classifier is full.
     DivertRing = "divert_ring",
-    /// The ring to the classifier is so full that what begins a connection has to come again (a SYN, a datagram, an ICMP error).
+    /// A packet without a route for which there was no time: the port's queue fills, or the ring to the classifier is so full that
+    /// what begins a connection has to come again (a SYN, a datagram, an ICMP error).
     DivertShed = "divert_shed",
     /// The ring to the shard that owns the flow is full.
     HandoverRing = "handover_ring",

@@ -4,6 +4,7 @@
 //! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
+mod backlog;
 mod fragments;
 mod local;
 mod pieces;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use weir_identity::Moment;
 
+use self::backlog::Backlog;
 pub use self::published::Published;
 pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
 use self::unresolved::Unresolved;
@@ -88,6 +90,7 @@ pub struct Shard<Q: Queue> {
     classifiers: Vec<ClassifierLink<Q::Packet>>,
     published: Arc<Published>,
     burst: usize,
+    backlog: Backlog,
     /// Empty between two turns.
     stages: [Stage<Q::Packet>; STAGES],
     last_published: Moment,
@@ -124,6 +127,7 @@ impl<Q: Queue> Shard<Q> {
             classifiers,
             published: Arc::default(),
             burst: burst.clamp(1, BURST),
+            backlog: Backlog::default(),
             stages: Default::default(),
             last_published: Moment(0),
             pace: SweepPace::default(),
@@ -182,6 +186,7 @@ impl<Q: Queue> Shard<Q> {
     /// One round: what has arrived at queues and rings, the sending of what came of it, and a bounded piece of housekeeping.
     /// Returns how many packets and messages it dealt with.
     pub fn turn(&mut self, now: Moment) -> usize {
+        self.backlog.turn();
         let mut work = self.go_on_resolved(now);
         for port in 0..self.ports.len() {
             work += self.receive(port, now);
@@ -232,6 +237,9 @@ impl<Q: Queue> Shard<Q> {
                 self.finish((step - 2) % STAGES, id, now);
             }
             step += 1;
+        }
+        if bursts == BURSTS_AT_ONCE {
+            self.note_backlog(port);
         }
         self.forwarder.counters.received += work as u64;
         work
@@ -288,11 +296,21 @@ impl<Q: Queue> Shard<Q> {
         }
         let work = burst.len();
         self.forwarder.counters.received += work as u64;
+        if burst.is_full() {
+            self.note_backlog(port);
+        }
         if self.farm.is_trunk(id) {
             self.take_tagged(&mut burst, id, now);
         }
         self.process(burst, id, now);
         work
+    }
+
+    /// As much came from a port as a turn takes: looks whether much more waits.
+    fn note_backlog(&mut self, port: usize) {
+        if self.ports[port].queue.as_ref().is_ok_and(Queue::is_behind) {
+            self.backlog.note();
+        }
     }
 
     /// Forwards a burst that came in by `port`, in pieces of the configured size.
@@ -457,12 +475,12 @@ impl<Q: Queue> Shard<Q> {
                 let ask = Ask { key: parsed.key, client, opens, closes, zombie };
                 // A datagram's protocol has no connections to be in the middle of.
                 let begins = opens || parsed.key.protocol() != protocol::TCP;
-                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } }, begins);
+                self.divert(Held { packet, parsed, port, shard: self.number }, ask, begins);
             }
             Fate::DivertError { key } => {
                 let client = self.farm.classifier_hash(self.forwarder.hash(), &key);
                 let ask = Ask { key, client, opens: false, closes: false, zombie: false };
-                self.divert(Question { ask, held: Held { packet, parsed, port, shard: self.number } }, true);
+                self.divert(Held { packet, parsed, port, shard: self.number }, ask, true);
             }
             Fate::Fragment => self.fragment(Held { packet, parsed, port, shard: self.number }, now),
             Fate::Unresolved(to, neighbour) => {
@@ -523,9 +541,12 @@ impl<Q: Queue> Shard<Q> {
     }
 
     /// Asks the classifier that owns the flow; what `begins` something is lost first.
-    fn divert(&mut self, question: Question<Held<Q::Packet>>, begins: bool) {
-        let classifier = place(question.ask.client, self.classifiers.len());
-        match self.classifiers[classifier].ask(question, begins) {
+    fn divert(&mut self, held: Held<Q::Packet>, ask: Ask, begins: bool) {
+        if !self.backlog.allows(begins) {
+            return self.forwarder.drops.count(DropReason::DivertShed);
+        }
+        let classifier = place(ask.client, self.classifiers.len());
+        match self.classifiers[classifier].ask(Question { ask, held }, begins) {
             Ok(()) => self.forwarder.counters.diverted += 1,
             Err(reason) => self.forwarder.drops.count(reason),
         }
@@ -637,8 +658,23 @@ impl<Q: Queue> Shard<Q> {
 }
 
 /// Puts a finished packet behind the others for its port, or gives it to the shard that sends by it.
-#[inline]
+#[inline(always)]
 fn send<Q: Queue>(
+    ports: &mut [ShardPort<Q>],
+    neighbours: &mut Neighbourhood<Q::Packet>,
+    forwarder: &mut Forwarder,
+    packet: Q::Packet,
+    port: PortId,
+) {
+    match &mut ports[usize::from(port)] {
+        ShardPort { queue: Ok(_), transmit, .. } if !transmit.is_full() => transmit.push(packet),
+        _ => send_elsewhere(ports, neighbours, forwarder, packet, port),
+    }
+}
+
+/// The same where there is no room among the others, or nobody but another shard sends by the port.
+#[inline(never)]
+fn send_elsewhere<Q: Queue>(
     ports: &mut [ShardPort<Q>],
     neighbours: &mut Neighbourhood<Q::Packet>,
     forwarder: &mut Forwarder,
@@ -648,9 +684,7 @@ fn send<Q: Queue>(
     let ShardPort { queue, transmit, .. } = &mut ports[usize::from(port)];
     match queue {
         Ok(queue) => {
-            if transmit.is_full() {
-                transmit_burst(queue, transmit, forwarder);
-            }
+            transmit_burst(queue, transmit, forwarder);
             transmit.push(packet);
         }
         Err(shard) => {

@@ -24,6 +24,7 @@ const VALUES: &[&str] = &[
     "RTE_MBUF_F_RX_.*",
     "RTE_MEMPOOL_.*",
     "RTE_ETH_LINK_(UP|DOWN)",
+    "RTE_ETH_RX_DESC_DONE",
     "RING_F_.*",
 ];
 /// Only these are linked: the drivers are loaded by EAL when it starts.

@@ -116,15 +116,19 @@ def l3fwd(folder, cpu, seconds, pages):
 
 def one_flow():
     """A capture of one UDP flow that l3fwd's table has, sent to its second port."""
-    def sum_of(header):
-        total = sum(struct.unpack("!10H", header))
-        return ~(total + (total >> 16)) & 0xFFFF
-
-    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 46, 0, 0, 64, 17, 0, bytes([198, 18, 1, 1]), bytes([198, 18, 1, 0]))
-    header = header[:10] + struct.pack("!H", sum_of(header)) + header[12:]
-    frame = bytes.fromhex("020000000001 020000000002 0800") + header + struct.pack("!HHHH", 9, 9, 26, 0) + bytes(18)
+    frame = udp_frame("02:00:00:00:00:01", "02:00:00:00:00:02", ("198.18.1.1", 9), ("198.18.1.0", 9))
     record = struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame
     return struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + record * 512
+
+
+def udp_frame(to, by, source, destination):
+    """A frame of 60 bytes from one address and port to another."""
+    addresses = socket.inet_aton(source[0]) + socket.inet_aton(destination[0])
+    header = struct.pack("!BBHHHBBH8s", 0x45, 0, 46, 0, 0, 64, 17, 0, addresses)
+    total = sum(struct.unpack("!10H", header))
+    header = header[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + header[12:]
+    link = bytes.fromhex(f"{to}{by}0800".replace(":", ""))
+    return link + header + struct.pack("!HHHH", source[1], destination[1], 26, 0) + bytes(18)
 
 
 def telemetry(path, question):

@@ -97,6 +97,10 @@ impl Queue for PortQueue {
         self.tx.send(burst);
     }
 
+    fn is_behind(&self) -> bool {
+        self.rx.is_half_full()
+    }
+
     fn allocate(&mut self) -> Option<MbufPacket> {
         self.pool.alloc().map(MbufPacket)
     }

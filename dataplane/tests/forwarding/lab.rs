@@ -533,6 +533,8 @@ pub(crate) struct Wire {
     pub(crate) live: AtomicUsize,
     /// How many packets a queue takes in one go.
     pub(crate) accepts: AtomicUsize,
+    /// A queue that can tell is behind when so many packets wait.
+    pub(crate) behind: AtomicUsize,
     pub(crate) received: AtomicUsize,
     pub(crate) from_twins: AtomicUsize,
     pub(crate) sent_count: AtomicUsize,
@@ -548,6 +550,7 @@ impl Wire {
             twin_sent: SegQueue::new(),
             live: AtomicUsize::new(0),
             accepts: AtomicUsize::new(usize::MAX),
+            behind: AtomicUsize::new(usize::MAX),
             received: AtomicUsize::new(0),
             from_twins: AtomicUsize::new(0),
             sent_count: AtomicUsize::new(0),
@@ -628,6 +631,10 @@ impl Queue for End {
         }
         let counter = if self.twin { &self.wire.to_twins } else { &self.wire.sent_count };
         counter.fetch_add(accepted, Ordering::Relaxed);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.wire.arriving[self.shard][self.port][0].len() >= self.wire.behind.load(Ordering::Relaxed)
     }
 
     fn allocate(&mut self) -> Option<Tracked> {

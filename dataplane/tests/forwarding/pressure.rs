@@ -35,6 +35,34 @@ fn a_full_ring_to_the_classifier_drops_what_comes_last_and_first_what_comes_agai
 }
 
 #[test]
+fn a_shard_that_is_behind_takes_up_fewer_packets_without_a_route() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { divert_ring: 4096, ..Setup::new(mode) });
+        (0..16).for_each(|n| drop(lab.forward(syn(family, n, HTTP))));
+        lab.wire.behind.store(256, Ordering::Relaxed);
+        // Of each four packets two are of connections that have routes, one begins one, and one is of a connection nobody knows.
+        for n in 0..1024 {
+            lab.arrive(0, 0, &data(family, n % 16, HTTP, b"some"));
+            lab.arrive(0, 0, &data(family, n % 16, HTTP, b"more"));
+            lab.arrive(0, 0, &syn(family, 2000 + n, HTTP));
+            lab.arrive(0, 0, &data(family, 4000 + n, HTTP, b"lost"));
+        }
+        let turns: Vec<_> = (0..16)
+            .map(|_| {
+                let before = (lab.count("diverted"), lab.dropped(DropReason::DivertShed));
+                lab.shards[0].turn(lab.now);
+                (lab.count("diverted") - before.0, lab.dropped(DropReason::DivertShed) - before.1)
+            })
+            .collect();
+        // 256 packets a turn: 64 that begin a connection and 64 others.
+        let expected = [128, 96, 80, 72, 68, 66, 65, 33, 17, 9, 5, 3, 2, 2, 2, 2].map(|taken| (taken, 128 - taken));
+        assert_eq!(turns, expected);
+        assert_eq!(lab.wire.seen().len(), 2048);
+        lab.check();
+    });
+}
+
+#[test]
 fn a_full_ring_to_the_owner_drops_what_comes_last() {
     everywhere(|mode, family| {
         let mut lab = Lab::new(Setup { handover_ring: 4, ..Setup::new(mode).sharded(2) });

@@ -7,6 +7,11 @@ uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets,
 	return rte_eth_rx_burst(port, queue, packets, count);
 }
 
+int shim_rx_descriptor_status(uint16_t port, uint16_t queue, uint16_t offset)
+{
+	return rte_eth_rx_descriptor_status(port, queue, offset);
+}
+
 uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count)
 {
 	return rte_eth_tx_burst(port, queue, packets, count);

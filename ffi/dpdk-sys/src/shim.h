@@ -15,6 +15,7 @@
 #include <rte_version.h>
 
 uint16_t shim_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
+int shim_rx_descriptor_status(uint16_t port, uint16_t queue, uint16_t offset);
 uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
 
 struct rte_mbuf *shim_alloc(struct rte_mempool *pool);

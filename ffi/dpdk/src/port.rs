@@ -249,11 +249,14 @@ impl IdlePort {
         let can = port_info(&info);
         self.check(config, &can, pool)?;
         let (result, log) = log::quoting(|| configure(&mut self.device, config, &info, pool));
-        if let Err((step, errno)) = result {
-            let error = self.step(step, errno, log);
-            drop(control);
-            return Err(error);
-        }
+        let descriptors = match result {
+            Ok(descriptors) => descriptors,
+            Err((step, errno)) => {
+                let error = self.step(step, errno, log);
+                drop(control);
+                return Err(error);
+            }
+        };
         let mut fds = sockets::of_interface(sockets::recall(&self.name), can.if_index);
         fds.extend(sockets::since(&before));
         // The driver opened one for each queue, in the queues' order; if the numbers do not fit it is not known which is whose.
@@ -263,7 +266,7 @@ impl IdlePort {
         let Self { device, name } = self;
         let shared = Arc::new(Shared { device, name, info: can, sockets, promiscuous });
         Ok(Started {
-            rx: (0..config.rx_queues).map(|queue| RxQueue::new(Arc::clone(&shared), queue)).collect(),
+            rx: (0..config.rx_queues).map(|queue| RxQueue::new(Arc::clone(&shared), queue, descriptors)).collect(),
             tx: (0..config.tx_queues).map(|queue| TxQueue::new(Arc::clone(&shared), queue)).collect(),
             port: Port { shared },
         })
@@ -290,13 +293,14 @@ impl IdlePort {
     }
 }
 
-/// The calls between a probed device and a running one, under the control lock. An error names the step.
+/// The calls between a probed device and a running one, under the control lock: how many descriptors a receive queue has. An error
+/// names the step.
 fn configure(
     device: &mut DeviceHandle,
     config: &PortConfig,
     info: &sys::rte_eth_dev_info,
     pool: Mempool,
-) -> Result<(), (&'static str, Errno)> {
+) -> Result<u16, (&'static str, Errno)> {
     let id = device.id;
     let step = |name| move |errno| (name, errno);
     let mut conf = sys::rte_eth_conf::default();
@@ -345,7 +349,7 @@ fn configure(
             Err(errno) => return Err(("receiving promiscuously", errno)),
         }
     }
-    Ok(())
+    Ok(rx_descriptors)
 }
 
 fn port_info(info: &sys::rte_eth_dev_info) -> PortInfo {

@@ -16,13 +16,14 @@ use crate::port::Shared;
 pub struct RxQueue {
     port: u16,
     queue: u16,
+    descriptors: u16,
     multi_segment: u64,
     shared: Arc<Shared>,
 }
 
 impl RxQueue {
-    pub(crate) fn new(shared: Arc<Shared>, queue: u16) -> Self {
-        Self { port: shared.id(), queue, multi_segment: 0, shared }
+    pub(crate) fn new(shared: Arc<Shared>, queue: u16, descriptors: u16) -> Self {
+        Self { port: shared.id(), queue, descriptors, multi_segment: 0, shared }
     }
 
     /// Appends to `out` what has arrived, at most what fits, and returns how many. Never waits. Some drivers hand out nothing if
@@ -62,6 +63,14 @@ impl RxQueue {
         // SAFETY: the elements up to `kept` were just written. (Had `T::from` panicked they would leak, no more.)
         unsafe { out.set_len(kept) };
         kept - before
+    }
+
+    /// Whether packets wait in half of the queue's descriptors; false where the driver cannot tell (`net_ring`, `af_packet`, `af_xdp`).
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        // SAFETY: the port is started and stays so while `shared` lives, and there is no other reader than who has this.
+        let status = unsafe { sys::shim_rx_descriptor_status(self.port, self.queue, self.descriptors / 2) };
+        status == i32::try_from(sys::RTE_ETH_RX_DESC_DONE).unwrap_or(0)
     }
 
     /// Frames that came in several pieces and were dropped: they were larger than the pool's buffers.
