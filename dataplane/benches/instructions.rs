@@ -21,10 +21,10 @@ use crate::routed::{Arrivals, FLOWS, LATER, Routed, Waiting, shard};
 #[library_benchmark]
 #[bench::dsr(args = (Routed::new(Mode::Dsr, false)), config = most(210_000))]
 #[bench::dsr6(args = (Routed::new(Mode::Dsr, true)), config = most(215_000))]
-#[bench::nat(args = (Routed::new(Mode::Nat, false)), config = most(335_000))]
-#[bench::full_nat(args = (Routed::new(Mode::FullNat, false)), config = most(360_000))]
-#[bench::ipip(args = (Routed::new(Mode::Ipip, false)), config = most(390_000))]
-#[bench::gue(args = (Routed::new(Mode::Gue, false)), config = most(410_000))]
+#[bench::nat(args = (Routed::new(Mode::Nat, false)), config = most(329_000))]
+#[bench::full_nat(args = (Routed::new(Mode::FullNat, false)), config = most(355_000))]
+#[bench::ipip(args = (Routed::new(Mode::Ipip, false)), config = most(345_000))]
+#[bench::gue(args = (Routed::new(Mode::Gue, false)), config = most(362_000))]
 fn quick_lane(mut routed: Routed) -> Routed {
     assert_eq!(routed.quick(), FLOWS);
     routed

@@ -177,10 +177,10 @@ pub struct QuickHop {
     pub own_port: [u8; 2],
     /// The endpoint's address, if it is IPv4.
     pub address: [u8; 4],
-    /// Bytes of IP packet that fit on its way, behind its tunnel's header if it has one; 0 if there is no next hop.
-    pub room: u16,
     /// Its pool in full-nat; [`NO_POOL`] if it has none.
     pub pool: u16,
+    /// Whether there is a next hop.
+    pub reachable: bool,
 }
 
 /// No place in [`FarmParts::pools`].
@@ -332,7 +332,10 @@ impl Farm {
         farm.tunnels = ends.map(|(index, endpoint)| (endpoint.address, index)).collect();
         farm.rivals = rivals(&farm.services, &farm.endpoints);
         if farm.tunnels() {
-            let outer = |endpoint: &Endpoint| endpoint.tunnel.as_ref()?.outer_frame(endpoint.hop?.ethernet);
+            let outer = |endpoint: &Endpoint| {
+                let hop = endpoint.hop?;
+                endpoint.tunnel.as_ref()?.outer_frame(hop, farm.ports[usize::from(hop.port)].mtu)
+            };
             farm.outer_frames = farm.endpoints.iter().map(outer).collect();
         }
         farm.quick_hops = farm
@@ -344,10 +347,8 @@ impl Farm {
                     port,
                     own_port: endpoint.port.unwrap_or_default().to_be_bytes(),
                     address: if let IpAddr::V4(address) = address { address.octets() } else { [0; 4] },
-                    room: farm.ports[usize::from(port)]
-                        .mtu
-                        .saturating_sub(endpoint.tunnel.as_ref().map_or(0, Tunnel::overhead)),
                     pool: endpoint.pool.and_then(|pool| u16::try_from(pool).ok()).unwrap_or(NO_POOL),
+                    reachable: true,
                 },
                 (None, _) => QuickHop::default(),
             })
@@ -408,7 +409,7 @@ impl Farm {
     #[inline(always)]
     #[must_use]
     pub fn quick_hop(&self, endpoint: EndpointId) -> Option<&QuickHop> {
-        self.quick_hops.get(endpoint.index()).filter(|hop| hop.room > 0)
+        self.quick_hops.get(endpoint.index()).filter(|hop| hop.reachable)
     }
 
     /// What goes before plain IPv4 packets to an endpoint with a tunnel over IPv4.

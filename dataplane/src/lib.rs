@@ -23,6 +23,7 @@ pub mod fragments;
 pub mod icmp_error;
 pub mod packet;
 pub mod parse;
+mod plain4;
 pub mod plumbing;
 pub mod rate_limit;
 pub mod remote;

@@ -15,9 +15,10 @@
 use std::net::IpAddr;
 
 use crate::counters::DropReason;
+use crate::farm::{Hop, PortId};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::rewrite::{decrement_ttl4, plain4_addresses, plain4_ports};
+use crate::plain4;
 use crate::wire::checksum::Sum;
 use crate::wire::{Protocol, gue, ipv4, ipv6, udp};
 
@@ -130,23 +131,30 @@ impl Tunnel {
         }
     }
 
-    /// What goes before plain IPv4 packets whose next hop has these link-layer addresses; `None` over IPv6.
+    /// What goes before plain IPv4 packets with this next hop, by a port that takes IP packets of `mtu` bytes; `None` over IPv6.
     #[must_use]
-    pub fn outer_frame(&self, ethernet: [u8; 12]) -> Option<OuterFrame> {
+    pub fn outer_frame(&self, hop: Hop, mtu: u16) -> Option<OuterFrame> {
         let (overhead, protocol) = match self.shape {
             Shape::Ipip4 => (IPIP4, Protocol::IPV4.0),
             Shape::Gue4 => (GUE4, 0),
             Shape::Ipip6 | Shape::Gue6 => return None,
         };
         let mut bytes = [0; 14 + GUE4];
-        bytes[..12].copy_from_slice(&ethernet);
+        bytes[..12].copy_from_slice(&hop.ethernet);
         bytes[12..14].copy_from_slice(&IPV4);
         bytes[14..14 + overhead].copy_from_slice(&self.header[..overhead]);
         bytes[23] |= protocol;
         if overhead == GUE4 {
             bytes[43] = Protocol::IPV4.0;
         }
-        Some(OuterFrame { bytes, overhead, sum: Sum::new().bytes(&bytes[14..34]) })
+        let sum = Sum::new().bytes(&bytes[14..34]);
+        Some(OuterFrame {
+            bytes,
+            gue: overhead == GUE4,
+            port: hop.port,
+            room: mtu.saturating_sub(self.overhead()),
+            sum,
+        })
     }
 
     fn new(source: IpAddr, destination: IpAddr, port: Option<u16>) -> Option<Self> {
@@ -230,34 +238,40 @@ impl Tunnel {
 #[repr(C, align(64))]
 pub struct OuterFrame {
     bytes: [u8; 14 + GUE4],
-    overhead: usize,
+    gue: bool,
+    port: PortId,
+    /// The longest IP packet that goes inside.
+    room: u16,
     /// Of the IP header as it stands there.
     sum: Sum,
 }
 
 impl OuterFrame {
-    /// Puts the headers before such a packet, takes one hop from it and cuts padding behind it. `None`, with nothing changed, if
-    /// there is no headroom.
+    /// Puts the headers before such a packet, takes one hop from it, cuts padding behind it, and returns the port it leaves by.
+    /// `None`, with nothing changed, if it is too long or there is no headroom.
     #[inline(always)]
-    pub(crate) fn push<P: Packet>(&self, packet: &mut P) -> Option<()> {
-        if self.overhead == IPIP4 {
-            self.push_some::<P, IPIP4, { 14 + IPIP4 }>(packet)
-        } else {
+    pub(crate) fn push<P: Packet>(&self, packet: &mut P) -> Option<PortId> {
+        if self.gue {
             self.push_some::<P, GUE4, { 14 + GUE4 }>(packet)
+        } else {
+            self.push_some::<P, IPIP4, { 14 + IPIP4 }>(packet)
         }
     }
 
     /// `N` bytes more, which with the Ethernet header are `M`.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "headers' lengths, and one of two addresses")]
-    fn push_some<P: Packet, const N: usize, const M: usize>(&self, packet: &mut P) -> Option<()> {
+    fn push_some<P: Packet, const N: usize, const M: usize>(&self, packet: &mut P) -> Option<PortId> {
         let start = packet.data().first_chunk::<54>()?;
         let (class, ip_len) = (start[15], u16::from_be_bytes([start[16], start[17]]));
-        let entropy = entropy(plain4_addresses(start) as u32, plain4_ports(start));
-        let outer_len = ip_len.checked_add(N as u16)?;
+        let entropy = entropy(plain4::addresses(start) as u32, plain4::ports(start));
+        if ip_len > self.room {
+            return None;
+        }
+        let outer_len = ip_len + N as u16;
         let frame = packet.prepend(N)?;
         let padded = frame.len() > M + usize::from(ip_len);
-        decrement_ttl4::<34>(frame[N..].first_chunk_mut()?);
+        plain4::decrement_ttl::<34>(frame[N..].first_chunk_mut()?);
         let outer: &mut [u8; M] = frame.first_chunk_mut()?;
         outer.copy_from_slice(&self.bytes[..M]);
         outer[15] = class;
@@ -270,7 +284,7 @@ impl OuterFrame {
         if padded {
             packet.resize(M + usize::from(ip_len));
         }
-        Some(())
+        Some(self.port)
     }
 }
 

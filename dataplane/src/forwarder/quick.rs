@@ -12,6 +12,7 @@ use crate::flow::{Key, Key4, Key6, protocol};
 use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, full_nat};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Class, Fragment, Headers, Parsed, tcp_flags};
+use crate::plain4;
 use crate::rewrite;
 use crate::route_table::{Action, Entry, Mode, QuickLimits};
 use crate::translation::{PoolPort, TranslationTable};
@@ -211,7 +212,7 @@ fn leave_by<P: Packet>(
     if v6 {
         frame[21] -= 1;
     } else {
-        rewrite::decrement_ttl4(frame);
+        plain4::decrement_ttl(frame);
     }
     hop.port
 }
@@ -225,6 +226,13 @@ fn translate<P: Packet>(
     translations: &TranslationTable,
     farm: &Farm,
 ) -> Option<PortId> {
+    if !v6
+        && (entry.sends_by(Mode::Ipip) || entry.sends_by(Mode::Gue))
+        && let Some(outer) = farm.outer_frame(entry.endpoint())
+        && let Some(port) = outer.push(packet)
+    {
+        return Some(port);
+    }
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
@@ -260,7 +268,7 @@ fn deliver_plain4<P: Packet>(
 ) -> Option<PortId> {
     let hop = farm.quick_hop(endpoint)?;
     let frame = packet.data_mut().first_chunk_mut::<SHORTEST>()?;
-    let (addresses, ports) = (rewrite::plain4_addresses(frame), rewrite::plain4_ports(frame));
+    let (addresses, ports) = (plain4::addresses(frame), plain4::ports(frame));
     let (source, source_port) = match mode {
         Mode::Nat => (addresses & 0xffff_ffff, ports & 0xffff),
         Mode::FullNat => {
@@ -268,16 +276,13 @@ fn deliver_plain4<P: Packet>(
             let address = farm.pool_address4(hop.pool, address)?;
             (u32::from_le_bytes(address).into(), u16::from_le_bytes(port.to_be_bytes()).into())
         }
-        Mode::Ipip | Mode::Gue if short(frame, 16) <= hop.room => {
-            return farm.outer_frame(endpoint)?.push(packet).map(|()| hop.port);
-        }
         _ => return None,
     };
     let own_port = if hop.own_port == [0; 2] { ports >> 16 } else { u16::from_le_bytes(hop.own_port).into() };
     frame[..12].copy_from_slice(&hop.ethernet);
-    rewrite::decrement_ttl4(frame);
+    plain4::decrement_ttl(frame);
     let host = u64::from(u32::from_le_bytes(hop.address));
-    rewrite::translate_plain4(frame, source | host << 32, source_port | own_port << 16);
+    plain4::translate(frame, source | host << 32, source_port | own_port << 16);
     Some(hop.port)
 }
 
