@@ -359,6 +359,9 @@ impl UnitApi for Api {
             for (name, value) in cache.with(|end, _| end.refusals()).by_name() {
                 counters.totals.insert(format!("agents_refused_{}", name.replace('-', "_")), value);
             }
+            for (name, value) in cache.handshakes().by_name() {
+                counters.totals.insert(format!("agents_handshakes_{name}"), value);
+            }
         }
         for classifier in shared.cores.classifiers() {
             for (name, value) in classifier.counters() {

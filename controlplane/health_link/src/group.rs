@@ -190,7 +190,8 @@ async fn renew(endpoint: Endpoint, mut keys: CurrentKeys) {
 }
 
 async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<Report>, keys: CurrentKeys) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    // Some room is kept for those who have proven where they are, whatever the others do.
+    let [proven, unproven] = [(); 2].map(|()| Arc::new(Semaphore::new(HANDSHAKES_MAX / 2)));
     let mut links = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
         if links.len() >= LINKS_MAX {
@@ -198,7 +199,8 @@ async fn accept(endpoint: Endpoint, next: Arc<AtomicU64>, reports: mpsc::Sender<
             continue;
         }
         // Whoever cannot be served now is told to prove its address first, and to come again.
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+        let handshakes = if incoming.remote_address_validated() { &proven } else { &unproven };
+        let Ok(permit) = Arc::clone(handshakes).try_acquire_owned() else {
             if incoming.may_retry() {
                 let _ = incoming.retry();
             } else {
@@ -226,7 +228,7 @@ async fn shake_hands(incoming: Incoming) -> Option<quinn::Connection> {
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("not within {HANDSHAKE:?}"),
     };
-    tracing::info!(%from, why = failed, "handshake failed");
+    tracing::debug!(%from, why = failed, "handshake failed");
     None
 }
 

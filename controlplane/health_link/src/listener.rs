@@ -16,9 +16,10 @@ use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 use weir_identity::{HostId, Moment, UnitId};
 
 use crate::clock::{Clock, SLEPT, instant};
-use crate::hub::{Event, Hub, HubError, LinkId};
+use crate::hub::{Event, Handshakes, Hub, HubError, LinkId};
 use crate::keys::{Keys, KeysError, Names};
 use crate::renewal::{CurrentKeys, follow};
+use crate::slots::Slots;
 
 /// Why a unit does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,7 @@ pub struct Listener {
 #[derive(Debug, Clone)]
 pub struct Cache {
     end: Arc<Mutex<UnitEnd>>,
+    handshakes: Arc<Mutex<Handshakes>>,
     clock: Clock,
     changed: watch::Receiver<u64>,
 }
@@ -72,6 +74,12 @@ impl Cache {
     /// Looks into the cache; the time is the one its moments are in. Takes a lock, so be brief.
     pub fn with<R>(&self, look: impl FnOnce(&UnitEnd, Moment) -> R) -> R {
         look(&self.end.lock(), self.clock.now())
+    }
+
+    /// How the handshakes with hosts and units are, as the driver saw it last.
+    #[must_use]
+    pub fn handshakes(&self) -> Handshakes {
+        *self.handshakes.lock()
     }
 
     /// Waits until something has changed since the last call; false if the listener has ended.
@@ -104,15 +112,17 @@ impl Listener {
         })?;
         let address = hub.local_addr().map_err(socket_error)?;
         let end = Arc::new(Mutex::new(end));
+        let handshakes = Arc::default();
         let (told, changed) = watch::channel(0);
         let (current, keys) = watch::channel(keys.clone());
         let driver = Driver {
             hub,
             end: Arc::clone(&end),
+            handshakes: Arc::clone(&handshakes),
             clock,
             told,
             generation: 0,
-            links: BTreeMap::new(),
+            links: Slots::default(),
             ways: BTreeSet::new(),
             of_one: BTreeMap::new(),
             last: clock.now(),
@@ -120,7 +130,7 @@ impl Listener {
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run(keys));
         tasks.spawn(follow(current, Arc::new(Notify::new())));
-        Ok(Listener { cache: Cache { end, clock, changed }, address, _tasks: tasks })
+        Ok(Listener { cache: Cache { end, handshakes, clock, changed }, address, _tasks: tasks })
     }
 
     /// The cache.
@@ -145,10 +155,11 @@ struct Link {
 struct Driver {
     hub: Hub,
     end: Arc<Mutex<UnitEnd>>,
+    handshakes: Arc<Mutex<Handshakes>>,
     clock: Clock,
     told: watch::Sender<u64>,
     generation: u64,
-    links: BTreeMap<LinkId, Link>,
+    links: Slots<Link>,
     /// Two proxies may speak for one host: what is for it goes to both, and each knows whether it is meant.
     ways: BTreeSet<(Way, LinkId)>,
     of_one: BTreeMap<HostId, VecDeque<LinkId>>,
@@ -165,7 +176,8 @@ impl Driver {
             self.hub.turn(now, &mut events);
             let due = self.exchange(&mut events, now);
             self.hub.flush(now);
-            if pace.fast && !self.hub.is_behind() {
+            *self.handshakes.lock() = self.hub.handshakes();
+            if pace.fast && !self.hub.is_behind() && !self.hub.is_waited_for() {
                 // Those that come in the meantime are taken at once: that costs less than to wake up for each.
                 sleep(COLLECTED_IN).await;
             }
@@ -176,7 +188,7 @@ impl Driver {
                 taken = poll_fn(|cx| self.hub.poll_receive(cx, instant())) => pace.count(taken, instant()),
                 () = sleep_until(due) => {}
                 changed = keys.changed() => match changed {
-                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone()),
+                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone(), instant()),
                     Err(_) => return,
                 },
             }
@@ -193,7 +205,7 @@ impl Driver {
         if now.since(self.last) > SLEPT + REST {
             // What waits in the connections is of the past: a heartbeat in it is no sign of life.
             tracing::warn!(slept = ?now.since(self.last), "this unit could not run; hosts have to connect again");
-            self.links.keys().for_each(|link| self.hub.close(*link, "slept", at));
+            self.links.iter().for_each(|(link, _)| self.hub.close(link, "slept", at));
             events.retain(|event| !matches!(event, Event::Message { .. }));
         }
         self.last = now;
@@ -222,7 +234,7 @@ impl Driver {
         match event {
             Event::Up { link, names } => self.take_link(link, &names, end, now, at),
             Event::Message { link, message } => {
-                let Some(link) = self.links.get(&link) else { return };
+                let Some(link) = self.links.get(link) else { return };
                 let origin = link.unit.map_or(Origin::Host(&link.claims), Origin::Unit);
                 if let Err(refusal) = end.handle(origin, message, now) {
                     tracing::debug!(%refusal, "message refused");
@@ -259,7 +271,7 @@ impl Driver {
     }
 
     fn lose_link(&mut self, link: LinkId, end: &mut UnitEnd, now: Moment) {
-        let Some(gone) = self.links.remove(&link) else { return };
+        let Some(gone) = self.links.remove(link) else { return };
         if let Some(first) = gone.claims.hosts.first()
             && let Some(same) = self.of_one.get_mut(first)
         {
@@ -318,6 +330,6 @@ const REST: Duration = Duration::from_secs(1);
 /// With so many packets in so long a time, they are taken several at once.
 const PACE_TAKEN_IN: Duration = Duration::from_millis(100);
 const PACE_FAST: usize = 50;
-const COLLECTED_IN: Duration = Duration::from_millis(3);
+const COLLECTED_IN: Duration = Duration::from_millis(10);
 /// Certificates that expire while their links are up are noticed within this time.
 const EXPIRY: Duration = Duration::from_secs(600);
