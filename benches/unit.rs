@@ -50,7 +50,7 @@ impl<Q: Queue> Unit<Q> {
         let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
         let ports = vec![ShardPort::new(Ok(queue), Twin::Itself)];
         let mut shard = Shard::new(0, Arc::clone(&farm), forwarder, ports, neighbours, vec![link], BURST);
-        establish(&mut shard, &mut classifier, live)?;
+        establish(&mut shard, &mut classifier, 0..live)?;
         let settings = classifier::Settings { sessions_ipv4: capacity, sessions_ipv6: 1, pending: 1024, hash };
         let standings = Standings::new(1, vec![standing(&farm)], SharedHandler::default());
         let allotments = Box::new(UnitAllotments::new(0, Arc::new(ArcSwap::from_pointee(standings))));
@@ -62,20 +62,21 @@ impl<Q: Queue> Unit<Q> {
     }
 }
 
-/// Installs the routes of `live` established connections.
-fn establish<Q: Queue>(
+/// Installs the routes of established connections, through rings of [`RING`] places.
+pub(crate) fn establish<Q: Queue>(
     shard: &mut Shard<Q>,
     classifier: &mut ShardLink<Q::Packet>,
-    live: u64,
+    flows: impl Iterator<Item = u64>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let mut flow = 0;
-    while flow < live || classifier.plumbs.slots() < RING {
-        while flow < live && classifier.plumbs.slots() > 0 {
+    let mut flows = flows.peekable();
+    while flows.peek().is_some() || classifier.plumbs.slots() < RING {
+        while classifier.plumbs.slots() > 0
+            && let Some(flow) = flows.next()
+        {
             let endpoint = EndpointId(u32::try_from(flow % ENDPOINTS)?);
             let action = Action::Send { endpoint, mode: Mode::Dsr, value: 0 };
             let plumb = Plumb::Replace(farm::key(false, flow), Route { action, state: State::Established });
             classifier.plumbs.push(plumb).map_err(|_| "the ring is full")?;
-            flow += 1;
         }
         shard.turn(Moment(1));
         while classifier.notices.pop().is_ok() {}
@@ -98,4 +99,4 @@ fn standing(farm: &Farm) -> ServiceStanding {
 }
 
 /// Places in each ring to and from the classifier.
-const RING: usize = 2048;
+pub(crate) const RING: usize = 2048;

@@ -199,10 +199,12 @@ fn hosts(directory: &Path, count: u32, group: u32, unit: SocketAddr, part: u32) 
     runtime.block_on(async {
         let mut agents = Vec::new();
         let leads = |host: &u32| first(*host, group) == *host;
-        let (leaders, others): (Vec<u32>, Vec<u32>) =
+        let (leaders, mut others): (Vec<u32>, Vec<u32>) =
             (1..=count).filter(|host| (host - 1) / group % PROCESSES == part).partition(leads);
+        // One of each group after the other: whoever looks for its leader asks all that are new, too.
+        others.sort_by_key(|host| (host - 1) % group);
         // They have no machine each: so many at once may look for their unit and their leader.
-        let (mut settling, at_once) = (Vec::new(), if group > 1 { 6 } else { 48 });
+        let (mut settling, at_once) = (Vec::new(), 48);
         for host in leaders.into_iter().chain(others) {
             agents.push(begin(directory, host, group, count, unit));
             settling.push(agents.len() - 1);

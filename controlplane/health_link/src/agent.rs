@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quinn::{Endpoint, TokioRuntime};
+use quinn::{ConnectionError, Endpoint, TokioRuntime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -17,7 +17,8 @@ use weir_identity::{HostId, Moment, UnitId};
 use crate::clock::{Clock, SLEPT, new_life, some_of};
 use crate::group::{GroupLinks, pass};
 use crate::keys::{Keys, KeysError, Patience, unit_name};
-use crate::link::{LinkEnd, Report, serve};
+use crate::link::{LinkEnd, Report, chain, serve};
+use crate::question::answers;
 use crate::renewal::{CurrentKeys, follow};
 
 /// Why an agent does not run.
@@ -159,6 +160,7 @@ impl Agent {
             patience,
             units: units.into_iter().collect(),
             taken: Mutex::new(Vec::new()),
+            unanswered: Mutex::new(BTreeMap::new()),
             next,
         });
         for slot in 0..dialler.units.len().min(LINKS) {
@@ -319,6 +321,9 @@ struct Dialler {
     patience: Patience,
     units: Vec<(UnitId, SocketAddr)>,
     taken: Mutex<Vec<UnitId>>,
+    /// Gave no answer when they were dialled last, and how often they were asked since whether they are there: an attempt takes a ticket, and
+    /// there are few.
+    unanswered: Mutex<BTreeMap<UnitId, u32>>,
     next: Arc<AtomicU64>,
 }
 
@@ -336,7 +341,7 @@ impl Dialler {
             failed = 0;
             let link = self.next.fetch_add(1, Ordering::Relaxed);
             serve(link, connection, true, reports.clone(), self.keys.clone()).await;
-            tracing::warn!(%unit, "link lost");
+            tracing::warn!(%unit, "link lost or renewed");
             self.release(unit);
             sleep(Duration::from_millis(20)).await;
         }
@@ -383,13 +388,30 @@ impl Dialler {
     }
 
     async fn dial(&self, unit: UnitId, address: SocketAddr) -> Result<quinn::Connection, String> {
+        let asked = self.unanswered.lock().get_mut(&unit).map(|asked| {
+            *asked += 1;
+            *asked
+        });
+        // Not for ever: something in between may not let the question through.
+        if asked.is_some_and(|asked| !asked.is_multiple_of(ASKED)) && !answers(address).await {
+            return Err("nobody there".to_owned());
+        }
         let config = self.keys.borrow().client(self.patience).map_err(|error| error.to_string())?;
         let connecting = self.endpoint.connect_with(config, address, &unit_name(unit));
         let connecting = connecting.map_err(|error| error.to_string())?;
-        match timeout(DIAL, connecting).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {DIAL:?}")),
+        let connected = timeout(DIAL, connecting).await.unwrap_or(Err(ConnectionError::TimedOut));
+        if matches!(connected, Err(ConnectionError::TimedOut)) {
+            self.unanswered.lock().entry(unit).or_default();
+        } else {
+            self.unanswered.lock().remove(&unit);
         }
+        let connection = connected.map_err(|error| error.to_string())?;
+        // With a ticket it was not looked at whether the unit's certificate has expired since.
+        if self.keys.borrow().still_admits(&chain(&connection)) {
+            return Ok(connection);
+        }
+        connection.close(0_u32.into(), b"not admitted");
+        Err("the unit's certificate is revoked or has expired".to_owned())
     }
 }
 
@@ -418,3 +440,5 @@ const REDIAL: Duration = Duration::from_millis(400);
 const SOON: Duration = Duration::from_secs(1);
 /// So long a unit may take: all of its hosts may have come at once.
 const DIAL: Duration = Duration::from_secs(10);
+/// Each so many times a unit that does not answer is dialled all the same.
+const ASKED: u32 = 16;

@@ -26,6 +26,7 @@ use weir_identity::UnitId;
 use crate::clock::instant;
 use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
 use crate::line::Line;
+use crate::slots::Slots;
 pub(crate) use waiting::Network;
 use waiting::Waiting;
 
@@ -52,7 +53,7 @@ pub(crate) struct Hub {
     socket: Arc<dyn AsyncUdpSocket>,
     endpoint: Endpoint,
     keys: Keys,
-    lines: HashMap<LinkId, Box<Line>>,
+    lines: Slots<Line>,
     timers: BinaryHeap<Reverse<(Instant, LinkId)>>,
     /// Something has come for these, or is to be sent.
     touched: Vec<LinkId>,
@@ -60,6 +61,8 @@ pub(crate) struct Hub {
     counts: Handshakes,
     /// When a failure was written down last.
     complained: Option<Instant>,
+    /// Those that were begun lately and are not finished: with whoever is there and answers.
+    young: VecDeque<(Instant, LinkId)>,
     /// How many of them from each address that has been proven.
     shares: HashMap<Network, usize>,
     /// There may be more packets than were taken.
@@ -70,6 +73,7 @@ pub(crate) struct Hub {
     events: Vec<Event>,
     received: Box<[u8]>,
     packet: Vec<u8>,
+    block: Block,
 }
 
 /// The handshakes of a unit: how many there are, and what became of others since it began to listen.
@@ -138,12 +142,13 @@ impl Hub {
             socket,
             endpoint,
             keys,
-            lines: HashMap::new(),
+            lines: Slots::default(),
             timers: BinaryHeap::new(),
             touched: Vec::new(),
             waiting: Waiting::default(),
             counts: Handshakes::default(),
             complained: None,
+            young: VecDeque::new(),
             shares: HashMap::new(),
             behind: false,
             peers: peers.into_iter().map(peer).collect(),
@@ -151,6 +156,7 @@ impl Hub {
             events: Vec::new(),
             received: received.into(),
             packet: Vec::new(),
+            block: Block::default(),
         })
     }
 
@@ -191,10 +197,10 @@ impl Hub {
     fn take_packet(&mut self, packet: &[u8], meta: &RecvMeta, now: Instant) {
         let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
         self.packet.clear();
-        let data = BytesMut::from(packet);
+        let data = self.block.copy_of(packet);
         match self.endpoint.handle(now, meta.addr, meta.dst_ip, ecn, data, &mut self.packet) {
             Some(DatagramEvent::ConnectionEvent(link, event)) => {
-                if let Some(line) = self.lines.get_mut(&link) {
+                if let Some(line) = self.lines.get_mut(link) {
                     line.connection.handle_event(event);
                     touch(&mut self.touched, link, line);
                 }
@@ -243,7 +249,16 @@ impl Hub {
 
     /// Is there more to be done than was done in the last turn?
     pub(crate) fn is_behind(&self) -> bool {
-        self.behind || (self.counts.going_on < HANDSHAKES_MAX && self.waiting.has_next(may_begin(&self.shares)))
+        self.behind || (self.has_room() && self.waiting.has_next(may_begin(&self.shares)))
+    }
+
+    /// Does anybody wait for its handshake to begin?
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.has_next(may_begin(&self.shares))
+    }
+
+    fn has_room(&self) -> bool {
+        self.counts.going_on < HANDSHAKES_MAX && self.young.len() < YOUNG_MAX
     }
 
     /// When [`Hub::turn`] is due, whether a packet comes or not.
@@ -252,14 +267,15 @@ impl Hub {
             !self.events.is_empty() || !self.suspects.is_empty() || !self.touched.is_empty() || self.is_behind();
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
         let peers = self.peers.values().filter(|peer| peer.link.is_none()).map(|peer| peer.next);
-        peers.chain(timer).chain(works.then_some(now)).min()
+        let room = self.young.front().filter(|_| self.is_waited_for()).map(|(begun, _)| *begun + YOUNG);
+        peers.chain(timer).chain(room).chain(works.then_some(now)).min()
     }
 
     /// Does what is due, and tells what has come.
     pub(crate) fn turn(&mut self, now: Instant, events: &mut Vec<Event>) {
         while let Some(Reverse((due, link))) = self.timers.peek().copied().filter(|Reverse((due, _))| *due <= now) {
             self.timers.pop();
-            if let Some(line) = self.lines.get_mut(&link)
+            if let Some(line) = self.lines.get_mut(link)
                 && line.timers.is_due(due)
             {
                 if line.handle_timeout(now) {
@@ -277,6 +293,10 @@ impl Hub {
             self.converse(*link, now);
         }
         self.touched.extend(touched);
+        let is_young = |(begun, link): &(Instant, LinkId)| {
+            now.saturating_duration_since(*begun) < YOUNG && self.lines.get(*link).is_some_and(Line::is_in_handshake)
+        };
+        self.young.retain(is_young);
         events.append(&mut self.events);
     }
 
@@ -284,7 +304,7 @@ impl Hub {
     ///
     /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
     pub(crate) fn send(&mut self, link: LinkId, message: &Message, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         if line.send(message, now) {
             touch(&mut self.touched, link, line);
         } else {
@@ -294,18 +314,22 @@ impl Hub {
 
     /// Ends a connection, which is told with the next turn.
     pub(crate) fn close(&mut self, link: LinkId, why: &str, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         line.connection.close(now, 0_u32.into(), why.as_bytes().to_vec().into());
         self.lose(link, now);
     }
 
-    /// New connections are shown the renewed certificate, and those that there are, are judged by the new list.
-    pub(crate) fn renew(&mut self, keys: Keys) {
+    /// New connections are shown the renewed certificate, and those that there are, are judged by the new list. Those that are being made
+    /// begin again: they were shown, and judged by, what was before.
+    pub(crate) fn renew(&mut self, keys: Keys, now: Instant) {
         match keys.server() {
             Ok(config) => self.endpoint.set_server_config(Some(Arc::new(config))),
             Err(error) => tracing::error!(%error, "the renewed certificate is of no use"),
         }
         self.keys = keys;
+        self.waiting.all().for_each(|incoming| self.endpoint.ignore(incoming));
+        let begun = self.lines.iter().filter(|(_, line)| line.is_in_handshake()).map(|(link, _)| link);
+        begun.collect::<Vec<_>>().into_iter().for_each(|link| self.close(link, "renewed", now));
         self.suspect_all();
     }
 
@@ -313,7 +337,7 @@ impl Hub {
     pub(crate) fn flush(&mut self, now: Instant) {
         let segments = self.socket.max_transmit_segments().min(SEGMENTS_MAX);
         for link in std::mem::take(&mut self.touched) {
-            let Some(line) = self.lines.get_mut(&link) else { continue };
+            let Some(line) = self.lines.get_mut(link) else { continue };
             line.touched = false;
             loop {
                 self.packet.clear();
@@ -334,7 +358,7 @@ impl Hub {
                 }
             }
             if line.drained {
-                self.lines.remove(&link);
+                self.lines.remove(link);
             } else if let Some(due) = line.schedule(now) {
                 self.timers.push(Reverse((due, link)));
             }
@@ -348,7 +372,7 @@ impl Hub {
             self.endpoint.ignore(stale);
         }
         for _ in 0..BEGUN_AT_ONCE {
-            if self.counts.going_on >= HANDSHAKES_MAX {
+            if !self.has_room() {
                 return;
             }
             let Some(incoming) = self.waiting.pop(may_begin(&self.shares)) else { return };
@@ -356,7 +380,10 @@ impl Hub {
             let from = incoming.remote_address_validated().then_some(from);
             self.packet.clear();
             match self.endpoint.accept(incoming, now, &mut self.packet, None) {
-                Ok((link, connection)) => self.insert(link, Line::new(connection, None, from, now)),
+                Ok((link, connection)) => {
+                    self.insert(link, Line::new(connection, None, from, now));
+                    self.young.push_back((now, link));
+                }
                 Err(error) => {
                     if let Some(transmit) = error.response {
                         transmit_one(&*self.socket, &transmit, &self.packet);
@@ -394,14 +421,14 @@ impl Hub {
             None => self.counts.unproven += 1,
         }
         touch(&mut self.touched, link, &mut line);
-        self.lines.insert(link, Box::new(line));
+        self.lines.insert(link, line);
     }
 
     /// Takes what has come on one connection.
     fn converse(&mut self, link: LinkId, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         let before = line.is_up();
-        let goes_on = line.converse(link, now, &mut self.events);
+        let goes_on = line.converse(link, &self.keys, now, &mut self.events);
         if !before && line.is_up() {
             self.counts.done += 1;
             conclude(&mut self.counts, &mut self.shares, line);
@@ -413,7 +440,7 @@ impl Hub {
 
     /// A connection is over; what is left of it dies away.
     fn lose(&mut self, link: LinkId, now: Instant) {
-        let Some(line) = self.lines.get_mut(&link) else { return };
+        let Some(line) = self.lines.get_mut(link) else { return };
         touch(&mut self.touched, link, line);
         let was_up = line.is_up();
         let Some(why) = line.end(now) else { return };
@@ -438,8 +465,8 @@ impl Hub {
     fn look_at_suspects(&mut self, now: Instant) {
         for _ in 0..SUSPECTS_AT_ONCE {
             let Some(link) = self.suspects.pop_front() else { return };
-            let peer = self.lines.get(&link).filter(|line| line.is_up()).and_then(|line| line.certificate());
-            if peer.is_some_and(|peer| !self.keys.admits(&peer)) {
+            let chain = self.lines.get(link).filter(|line| line.is_up()).and_then(|line| line.chain());
+            if chain.is_some_and(|chain| !self.keys.admits(&chain)) {
                 tracing::warn!(?link, "the peer's certificate is revoked or has expired");
                 self.close(link, "not admitted", now);
             }
@@ -448,7 +475,7 @@ impl Hub {
 
     /// All connections are to be compared with the list and the time again.
     pub(crate) fn suspect_all(&mut self) {
-        self.suspects = self.lines.keys().copied().collect();
+        self.suspects = self.lines.iter().map(|(link, _)| link).collect();
     }
 }
 
@@ -497,6 +524,24 @@ fn touch(touched: &mut Vec<LinkId>, link: LinkId, line: &mut Line) {
     }
 }
 
+/// Memory for packets: many small ones share what is allocated at once, and it is used again when they are done with. What is held for long
+/// keeps no more than a block in memory.
+#[derive(Default)]
+struct Block(BytesMut);
+
+impl Block {
+    fn copy_of(&mut self, packet: &[u8]) -> BytesMut {
+        if packet.len() > SMALL {
+            return BytesMut::from(packet);
+        }
+        if self.0.capacity() < packet.len() {
+            self.0.reserve(BLOCK);
+        }
+        self.0.extend_from_slice(packet);
+        self.0.split()
+    }
+}
+
 /// What does not fit into the socket's buffer is lost, and sent again as all that is lost.
 fn transmit_one(socket: &dyn AsyncUdpSocket, transmit: &Transmit, packet: &[u8]) {
     let ecn = transmit.ecn.and_then(|ecn| udp::EcnCodepoint::from_bits(ecn as u8));
@@ -518,6 +563,10 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 
 /// So many handshakes may be going on.
 const HANDSHAKES_MAX: usize = 1024;
+/// So many that were begun lately. When thousands come at once, those that are begun are finished soon, before the host gives up what it has
+/// spent on its part; the others have spent nothing but their first packet.
+const YOUNG_MAX: usize = 96;
+const YOUNG: Duration = Duration::from_millis(250);
 /// So many with whoever has not proven its address, those that wait included.
 const UNPROVEN_MAX: usize = 512;
 /// So many from one address that has been proven: thousands of hosts may come from one, but it must not be all.
@@ -530,6 +579,9 @@ const LINKS_MAX: usize = 65_536;
 const AT_ONCE_MAX: usize = 256;
 const SUSPECTS_AT_ONCE: usize = 32;
 const SEGMENTS_MAX: usize = 10;
+/// Packets of heartbeats and of acknowledgements are.
+const SMALL: usize = 256;
+const BLOCK: usize = 8 * 1024;
 const PAYLOAD_MAX: usize = 64 * 1024;
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Failures are written down no more often.

@@ -10,19 +10,21 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{CipherSuite, RootCertStore};
 use thiserror::Error;
-use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
+use webpki::EndEntityCert;
 use weir_health_protocol::Claims;
 use weir_identity::{HostId, UnitId};
+
+use crate::admission::Admission;
+use crate::tickets::Tickets;
 
 /// Whom a certificate names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,7 +57,8 @@ pub struct Keys {
     key: Arc<PrivateKeyDer<'static>>,
     roots: Arc<RootCertStore>,
     revoked: Vec<CertificateRevocationListDer<'static>>,
-    admission: Arc<dyn ClientCertVerifier>,
+    admission: Arc<Admission>,
+    tickets: Arc<Tickets>,
     names: Names,
     directory: PathBuf,
     /// Made when it is needed first: it takes longer than a handshake.
@@ -116,8 +119,9 @@ impl Keys {
             Ok(all)
         };
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("authority.pem")? {
-            roots.add(certificate).map_err(|error| KeysError::Tls(error.to_string()))?;
+        let authority = certificates("authority.pem")?;
+        for certificate in &authority {
+            roots.add(certificate.clone()).map_err(tls_error)?;
         }
         let chain = certificates("node.pem")?;
         let key = PrivateKeyDer::from_pem_file(path("node.key")).map_err(bad(path("node.key")))?;
@@ -130,9 +134,11 @@ impl Keys {
         };
         let names = names(&chain[0]);
         let roots = Arc::new(roots);
-        let admission = admission(&roots, &revoked, &chain[0])?;
+        let admission = Admission::new(&roots, &revoked, &chain[0]).map_err(tls_error)?;
+        let admission = Arc::new(admission);
+        let tickets = Arc::new(Tickets::new(&key, &authority));
         let (key, directory, client) = (Arc::new(key), directory.to_owned(), Arc::default());
-        Ok(Keys { chain, key, roots, revoked, admission, names, directory, client })
+        Ok(Keys { chain, key, roots, revoked, admission, tickets, names, directory, client })
     }
 
     /// Reads the files again.
@@ -158,9 +164,18 @@ impl Keys {
         })
     }
 
-    /// Would a peer with this certificate be connected now?
-    pub(crate) fn admits(&self, certificate: &CertificateDer<'_>) -> bool {
-        self.admission.verify_client_cert(certificate, &[], UnixTime::now()).is_ok()
+    /// Would a peer with this chain of certificates be connected now?
+    pub(crate) fn admits(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((own, above)) = chain.split_first() else { return false };
+        self.admission.verify_client_cert(own, above, UnixTime::now()).is_ok()
+    }
+
+    /// Would a peer be connected now, whose chain has been verified by these keys, or by another life of this node with the same authority?
+    ///
+    /// To be asked of each connection: for one that was resumed nothing else asks.
+    pub(crate) fn still_admits(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((own, above)) = chain.split_first() else { return false };
+        self.admission.judge_verified(own, above, UnixTime::now()).is_ok()
     }
 
     /// Whom the node's own certificate names.
@@ -174,7 +189,7 @@ impl Keys {
         let quic = match self.client.get() {
             Some(quic) => Arc::clone(quic),
             None => Arc::clone(self.client.get_or_init({
-                let quic = Arc::new(self.tls_client()?);
+                let quic = Arc::new(QuicClientConfig::try_from(self.tls_client()?).map_err(tls_error)?);
                 move || quic
             })),
         };
@@ -183,43 +198,51 @@ impl Keys {
         Ok(config)
     }
 
-    fn tls_client(&self) -> Result<QuicClientConfig, KeysError> {
+    fn tls_client(&self) -> Result<rustls::ClientConfig, KeysError> {
         let provider = provider();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&provider))
             .with_crls(self.revoked.clone())
             .only_check_end_entity_revocation()
             .allow_unknown_revocation_status()
             .build()
-            .map_err(|error| KeysError::Tls(error.to_string()))?;
+            .map_err(tls_error)?;
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| KeysError::Tls(error.to_string()))?
+            .map_err(tls_error)?
             .with_webpki_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|error| KeysError::Tls(error.to_string()))?;
+            .map_err(tls_error)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        // Each connection is judged anew: whoever is revoked must not go on with an earlier one.
-        tls.resumption = Resumption::disabled();
-        QuicClientConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))
+        // For as long as these keys are the node's: whoever is on another list, or of another authority, is verified as a stranger.
+        tls.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        Ok(tls)
     }
 
     /// How to be connected to. Whoever connects says how soon its silence counts.
     pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| KeysError::Tls(error.to_string()))?
-            .with_client_cert_verifier(Arc::clone(&self.admission))
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(|error| KeysError::Tls(error.to_string()))?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        tls.send_tls13_tickets = 0;
-        tls.session_storage = Arc::new(NoServerSessionStorage {});
-        let quic = QuicServerConfig::try_from(tls).map_err(|error| KeysError::Tls(error.to_string()))?;
+        let quic = QuicServerConfig::try_from(self.tls_server()?).map_err(tls_error)?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
         config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
         // Whoever waits for its turn has sent a packet or two.
         config.incoming_buffer_size(INCOMING_EACH).incoming_buffer_size_total(INCOMING_ALL);
         Ok(config)
+    }
+
+    fn tls_server(&self) -> Result<rustls::ServerConfig, KeysError> {
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls_error)?
+            .with_client_cert_verifier(Arc::<Admission>::clone(&self.admission))
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(tls_error)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+        if self.names.unit.is_some() {
+            tls.send_tls13_tickets = TICKETS;
+            tls.ticketer = Arc::<Tickets>::clone(&self.tickets);
+        }
+        Ok(tls)
     }
 
     /// Connection ids and reset tokens that stay over a restart: whoever is still connected learns of it with the next packet, and
@@ -293,86 +316,15 @@ impl Patience {
     }
 }
 
-/// Whether a peer's certificate is the authority's, and not revoked. What webpki does with a revocation list, checking its signature anew
-/// for each certificate, is a fifth of what a handshake costs: here that is done when the list is read.
-#[derive(Debug)]
-struct Admission {
-    chain: Arc<dyn ClientCertVerifier>,
-    lists: Vec<CertRevocationList<'static>>,
-}
-
-impl ClientCertVerifier for Admission {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let certificate = EndEntityCert::try_from(end_entity).map_err(|_| CertificateError::BadEncoding)?;
-        let is_named = |list: &CertRevocationList<'_>| {
-            // What cannot be read is no reason to let anybody in.
-            list.issuer() == certificate.issuer() && !matches!(list.find_serial(certificate.serial()), Ok(None))
-        };
-        if self.lists.iter().any(is_named) { Err(CertificateError::Revoked.into()) } else { Ok(verified) }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-fn admission(
-    roots: &Arc<RootCertStore>,
-    revoked: &[CertificateRevocationListDer<'static>],
-    own: &CertificateDer<'static>,
-) -> Result<Arc<dyn ClientCertVerifier>, KeysError> {
-    let wrong = |error: &dyn fmt::Display| KeysError::Tls(error.to_string());
-    let builder = || WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
-    // A list that is not the authority's shows with the node's own certificate, which is of the same issuer.
-    let checked = builder()
-        .with_crls(revoked.iter().cloned())
-        .only_check_end_entity_revocation()
-        .allow_unknown_revocation_status()
-        .build()
-        .map_err(|error| wrong(&error))?;
-    if let Err(error @ rustls::Error::InvalidCertRevocationList(_)) =
-        checked.verify_client_cert(own, &[], UnixTime::now())
-    {
-        return Err(wrong(&error));
-    }
-    let lists = revoked.iter().map(|list| OwnedCertRevocationList::from_der(list).map(CertRevocationList::from));
-    let lists = lists.collect::<Result<_, _>>().map_err(|error| wrong(&error))?;
-    Ok(Arc::new(Admission { chain: builder().build().map_err(|error| wrong(&error))?, lists }))
-}
-
 /// The cheapest cipher first: AES-128 with SHA-256, for which there are instructions where SHA-384 has none.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     Arc::new(provider)
+}
+
+fn tls_error(error: impl fmt::Display) -> KeysError {
+    KeysError::Tls(error.to_string())
 }
 
 fn transport(patience: Patience) -> TransportConfig {
@@ -402,8 +354,15 @@ const GROUP_SUFFIX: &str = ".group.weir";
 const UNIT_SUFFIX: &str = ".unit.weir";
 /// The protocol and its version; peers with another are not connected.
 const ALPN: &[u8] = b"weir-health/1";
+/// For so many sessions a client has room; with eight to a unit that is more than it has units.
+const SESSIONS_MAX: usize = 256;
+/// So many tickets a connection brings: each way back takes one, whether it leads anywhere or not.
+const TICKETS: usize = 2;
 /// What is kept of those whose handshake has to wait, after the first packet, in bytes.
 const INCOMING_EACH: u64 = 16 << 10;
 const INCOMING_ALL: u64 = 16 << 20;
 /// No link is idle for longer: three heartbeats of a minute, and one late.
 const IDLE_MAX: Duration = Duration::from_secs(230);
+
+#[cfg(test)]
+mod tests;

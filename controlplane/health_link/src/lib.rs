@@ -19,11 +19,22 @@
 //! - 1024 in all, at most 256 of them with one proven address (the first half of it with IPv6). A handshake has three seconds.
 //! - 16,384 that have proven their address may wait. Addresses take turns; of those from one the latest is served first, since who has
 //!   waited for long has given up, and whoever has most waiting loses the oldest when there are too many. Nobody waits for longer than 10 s.
+//! - 96 that were begun within the last quarter of a second and are not finished: others wait meanwhile, at no cost to either end, and those
+//!   that are begun are soon done.
 //! - 65,536 links.
 //!
-//! A host waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. Heartbeats
-//! are acknowledged as they come (ACK frequency extension: threshold 0); there is no session resumption, so that each
-//! connection is judged by the list of revoked certificates. `cargo bench -p weir-health-link --bench scale` measures what 10,000 hosts cost.
+//! A host waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. A unit
+//! that did not answer is asked whether it is there (a packet of a QUIC version that nobody has) before it is dialled again. Heartbeats
+//! are acknowledged as they come (ACK frequency extension: threshold 0): an acknowledgement that waits for the next heartbeat would be half as
+//! many, but a lost change would be repaired, and a dead unit noticed, seconds later. `cargo bench -p weir-health-link --bench scale` measures
+//! what 10,000 hosts cost.
+//!
+//! Whoever was linked to a unit comes back with a ticket (resumption, RFC 8446, section 2.2): without certificates and signatures, which are
+//! most of what a handshake costs, and to the unit's next life, too, as long as it has its key. Nothing is gained by it that a full handshake
+//! would not give: the certificates in the ticket are judged again, by the authority, the list of revoked ones and the time, and they say for
+//! whom the peer may speak; the key exchange is done anew; no data comes with the first packet. A ticket is good for a week, and links to units
+//! are made anew every few days. Whoever has a unit's key could make tickets, and speak to this unit as any host; to other units it could do so
+//! without, since units pass on what hosts say. A host's other keys, authority or list, or a unit's other key or authority, begin with a full handshake.
 //!
 //! Connection ids and reset tokens
 //! are made from the node's key, so that a node that was killed and started again is noticed with the next packet.
@@ -33,6 +44,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod agent;
 mod checks;
 mod clock;
@@ -43,7 +55,10 @@ mod keys;
 mod line;
 mod link;
 mod listener;
+mod question;
 mod renewal;
+mod slots;
+mod tickets;
 
 pub use agent::{Agent, AgentError, GroupPlan, GroupStatus};
 pub use checks::Checks;

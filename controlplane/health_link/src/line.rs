@@ -12,7 +12,7 @@ use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, enco
 use weir_identity::UnitId;
 
 use crate::hub::{Event, LinkId, Network};
-use crate::keys::names;
+use crate::keys::{Keys, names};
 use crate::link::{ANSWER, BURST, EVERY, ORDERED_MAX};
 
 pub(crate) struct Line {
@@ -74,11 +74,13 @@ impl Line {
         self.state == State::Up
     }
 
-    /// The peer's certificate.
-    pub(crate) fn certificate(&self) -> Option<CertificateDer<'static>> {
-        let identity = self.connection.crypto_session().peer_identity()?;
-        let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        chain.first().cloned()
+    pub(crate) fn is_in_handshake(&self) -> bool {
+        matches!(self.state, State::Handshake(_))
+    }
+
+    /// The peer's certificate, and what is between it and the authority.
+    pub(crate) fn chain(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.connection.crypto_session().peer_identity()?.downcast().ok().map(|chain| *chain)
     }
 
     /// Time has come for something; true if the connection is to end.
@@ -99,13 +101,18 @@ impl Line {
     }
 
     /// Takes what has come; false if the connection is to end.
-    pub(crate) fn converse(&mut self, link: LinkId, now: Instant, events: &mut Vec<Event>) -> bool {
+    pub(crate) fn converse(&mut self, link: LinkId, keys: &Keys, now: Instant, events: &mut Vec<Event>) -> bool {
         while let Some(event) = self.connection.poll()
             && self.state != State::Over
         {
             match event {
                 ConnectionEvent::Connected => {
-                    let names = self.certificate().as_ref().map(names).unwrap_or_default();
+                    // Whoever comes back with a ticket has been asked for nothing else, and may be revoked since.
+                    let Some(chain) = self.chain().filter(|chain| keys.still_admits(chain)) else {
+                        tracing::warn!(?link, "the peer's certificate is revoked or has expired");
+                        return false;
+                    };
+                    let names = chain.first().map(names).unwrap_or_default();
                     if names.unit.is_some() {
                         self.rate = None;
                     }

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
 
+use crate::clock::some_of;
 use crate::keys::{Names, names};
 use crate::renewal::{CurrentKeys, until_refused};
 
@@ -110,17 +112,15 @@ pub(crate) async fn serve(
     reports: mpsc::Sender<Report>,
     keys: CurrentKeys,
 ) {
-    let identity = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
-    let peer = identity.and_then(|chain| chain.first().cloned());
-    let names = peer.as_ref().map(names).unwrap_or_default();
+    let chain = chain(&connection);
+    let names = chain.first().map(names).unwrap_or_default();
     let (ordered, outgoing) = mpsc::channel(ORDERED_MAX);
     let watched = watched.then(Arc::default);
     let end = LinkEnd { connection: connection.clone(), ordered, watched };
     let watching = watch(end.clone());
     // Units pass on what many hosts say.
     let limited = names.unit.is_none();
+    let is_to_unit = end.is_client() && names.unit.is_some();
     if reports.send(Report::Up { link, names, end }).await.is_err() {
         return;
     }
@@ -142,20 +142,28 @@ pub(crate) async fn serve(
             }
         }
     };
+    // A host goes on with a new ticket before the last one is too old: with it, it comes back cheaply when its unit begins anew.
+    let lasts = if is_to_unit { some_of(LASTS) } else { Duration::MAX };
     let end: Result<(), ConnectionError> = tokio::select! {
         end = sending => end,
         end = receiving => end,
         end = datagrams => end,
         end = watching => Err(end),
-        () = until_refused(peer.as_ref(), keys) => {
+        () = until_refused(&chain, keys) => {
             tracing::warn!(link, "the peer's certificate is revoked or has expired");
             Ok(())
         }
+        () = sleep(lasts) => Err(ConnectionError::LocallyClosed),
     };
     let why = end.err().map_or_else(|| "the protocol was not kept".to_owned(), |error| error.to_string());
     tracing::debug!(link, %why, "link ends");
     connection.close(1_u32.into(), b"bye");
     let _ = reports.send(Report::Down { link }).await;
+}
+
+/// The peer's certificate, and what is between it and the authority.
+pub(crate) fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
+    connection.peer_identity().and_then(|identity| identity.downcast().ok()).map_or_else(Vec::new, |chain| *chain)
 }
 
 async fn send_all(mut stream: SendStream, mut outgoing: mpsc::Receiver<Vec<u8>>) -> Result<(), ConnectionError> {
@@ -233,6 +241,8 @@ async fn take(link: u64, bytes: &[u8], reports: &mpsc::Sender<Report>) -> bool {
 
 /// Whatever is sent is acknowledged within that time, or there is nobody.
 pub(crate) const ANSWER: Duration = Duration::from_secs(1);
+/// A link to a unit lasts for half of that at least.
+const LASTS: Duration = Duration::from_secs(5 * 24 * 3600);
 const LATE: Duration = Duration::from_millis(200);
 /// So many messages may come at once, and then one in each of these times.
 pub(crate) const BURST: u32 = 1_000;

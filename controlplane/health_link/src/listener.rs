@@ -19,6 +19,7 @@ use crate::clock::{Clock, SLEPT, instant};
 use crate::hub::{Event, Handshakes, Hub, HubError, LinkId};
 use crate::keys::{Keys, KeysError, Names};
 use crate::renewal::{CurrentKeys, follow};
+use crate::slots::Slots;
 
 /// Why a unit does not listen.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +122,7 @@ impl Listener {
             clock,
             told,
             generation: 0,
-            links: BTreeMap::new(),
+            links: Slots::default(),
             ways: BTreeSet::new(),
             of_one: BTreeMap::new(),
             last: clock.now(),
@@ -158,7 +159,7 @@ struct Driver {
     clock: Clock,
     told: watch::Sender<u64>,
     generation: u64,
-    links: BTreeMap<LinkId, Link>,
+    links: Slots<Link>,
     /// Two proxies may speak for one host: what is for it goes to both, and each knows whether it is meant.
     ways: BTreeSet<(Way, LinkId)>,
     of_one: BTreeMap<HostId, VecDeque<LinkId>>,
@@ -176,7 +177,7 @@ impl Driver {
             let due = self.exchange(&mut events, now);
             self.hub.flush(now);
             *self.handshakes.lock() = self.hub.handshakes();
-            if pace.fast && !self.hub.is_behind() {
+            if pace.fast && !self.hub.is_behind() && !self.hub.is_waited_for() {
                 // Those that come in the meantime are taken at once: that costs less than to wake up for each.
                 sleep(COLLECTED_IN).await;
             }
@@ -187,7 +188,7 @@ impl Driver {
                 taken = poll_fn(|cx| self.hub.poll_receive(cx, instant())) => pace.count(taken, instant()),
                 () = sleep_until(due) => {}
                 changed = keys.changed() => match changed {
-                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone()),
+                    Ok(()) => self.hub.renew(keys.borrow_and_update().clone(), instant()),
                     Err(_) => return,
                 },
             }
@@ -204,7 +205,7 @@ impl Driver {
         if now.since(self.last) > SLEPT + REST {
             // What waits in the connections is of the past: a heartbeat in it is no sign of life.
             tracing::warn!(slept = ?now.since(self.last), "this unit could not run; hosts have to connect again");
-            self.links.keys().for_each(|link| self.hub.close(*link, "slept", at));
+            self.links.iter().for_each(|(link, _)| self.hub.close(link, "slept", at));
             events.retain(|event| !matches!(event, Event::Message { .. }));
         }
         self.last = now;
@@ -233,7 +234,7 @@ impl Driver {
         match event {
             Event::Up { link, names } => self.take_link(link, &names, end, now, at),
             Event::Message { link, message } => {
-                let Some(link) = self.links.get(&link) else { return };
+                let Some(link) = self.links.get(link) else { return };
                 let origin = link.unit.map_or(Origin::Host(&link.claims), Origin::Unit);
                 if let Err(refusal) = end.handle(origin, message, now) {
                     tracing::debug!(%refusal, "message refused");
@@ -270,7 +271,7 @@ impl Driver {
     }
 
     fn lose_link(&mut self, link: LinkId, end: &mut UnitEnd, now: Moment) {
-        let Some(gone) = self.links.remove(&link) else { return };
+        let Some(gone) = self.links.remove(link) else { return };
         if let Some(first) = gone.claims.hosts.first()
             && let Some(same) = self.of_one.get_mut(first)
         {
@@ -329,6 +330,6 @@ const REST: Duration = Duration::from_secs(1);
 /// With so many packets in so long a time, they are taken several at once.
 const PACE_TAKEN_IN: Duration = Duration::from_millis(100);
 const PACE_FAST: usize = 50;
-const COLLECTED_IN: Duration = Duration::from_millis(3);
+const COLLECTED_IN: Duration = Duration::from_millis(10);
 /// Certificates that expire while their links are up are noticed within this time.
 const EXPIRY: Duration = Duration::from_secs(600);

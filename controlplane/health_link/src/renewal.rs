@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
@@ -34,14 +35,13 @@ pub(crate) async fn follow(current: watch::Sender<Keys>, look: Arc<Notify>) {
 }
 
 /// Returns once the peer is not admitted any more: revoked, expired, or of another authority.
-pub(crate) async fn until_refused(peer: Option<&rustls::pki_types::CertificateDer<'static>>, mut keys: CurrentKeys) {
-    let Some(peer) = peer else { return };
+pub(crate) async fn until_refused(chain: &[CertificateDer<'static>], mut keys: CurrentKeys) {
     loop {
         tokio::select! {
             changed = keys.changed() => if changed.is_err() { return std::future::pending().await },
             () = sleep(EXPIRY) => {}
         }
-        if !keys.borrow_and_update().admits(peer) {
+        if !keys.borrow_and_update().admits(chain) {
             return;
         }
     }

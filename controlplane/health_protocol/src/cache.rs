@@ -69,7 +69,7 @@ pub struct CachedHost {
     pub(crate) stale_asked: u32,
     /// Sources that do not count now.
     pub(crate) others: Others,
-    /// Its presence or source is another since [`CachedHost::take_stirred`].
+    /// Its presence or source is another since [`CachedHost::take_changes`].
     stirred: bool,
     /// Changed since [`CachedHost::take_changes`].
     changes: BTreeSet<ApplicationId>,
@@ -479,12 +479,13 @@ impl CachedHost {
 
     /// Rows that are others than at the last call.
     pub(crate) fn take_changes(&mut self) -> BTreeSet<ApplicationId> {
+        self.stirred = false;
         std::mem::take(&mut self.changes)
     }
 
-    /// Is its presence or source another than at the last call?
-    pub(crate) fn take_stirred(&mut self) -> bool {
-        std::mem::take(&mut self.stirred)
+    /// Is a row, its presence or its source another than at the last call of [`CachedHost::take_changes`]?
+    pub(crate) fn has_changes(&self) -> bool {
+        self.stirred || !self.changes.is_empty()
     }
 
     fn put(&mut self, row: Row, now: Moment) {

@@ -47,6 +47,13 @@ impl Relay {
         self.units.iter().filter(|(_, link)| link.up).map(|(unit, _)| *unit)
     }
 
+    /// Keeps a heartbeat for the other units, if there are any.
+    pub(crate) fn pass_on(&mut self, beat: Beat) {
+        if self.up().next().is_some() {
+            self.beats.push(beat);
+        }
+    }
+
     /// Some unit that is up, another one each time: all of them have the whole cache.
     pub(crate) fn other(&self, host: HostId, attempt: u32) -> Option<UnitId> {
         let count = self.up().count().max(1);

@@ -105,7 +105,8 @@ pub enum Peer {
 #[derive(Debug)]
 pub struct UnitEnd {
     settings: UnitSettings,
-    hosts: BTreeMap<HostId, CachedHost>,
+    /// Boxed, so that looking for one among thousands passes by few lines of memory.
+    hosts: BTreeMap<HostId, Box<CachedHost>>,
     /// There is a link to their agents, whether they are known or not.
     linked: BTreeSet<HostId>,
     by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
@@ -140,12 +141,12 @@ impl UnitEnd {
     /// What is known of a host.
     #[must_use]
     pub fn host(&self, host: HostId) -> Option<&CachedHost> {
-        self.hosts.get(&host)
+        self.hosts.get(&host).map(Box::as_ref)
     }
 
     /// All hosts that were ever heard of and are not forgotten.
     pub fn hosts(&self) -> impl Iterator<Item = (HostId, &CachedHost)> {
-        self.hosts.iter().map(|(host, cached)| (*host, cached))
+        self.hosts.iter().map(|(host, cached)| (*host, cached.as_ref()))
     }
 
     /// Whose cache it is, and which life of the unit.
@@ -158,7 +159,7 @@ impl UnitEnd {
     #[must_use]
     pub fn leaders(&self) -> BTreeSet<HostId> {
         let live = self.hosts.values().filter(|cached| cached.presence == Presence::Live);
-        live.filter_map(CachedHost::leader).collect()
+        live.filter_map(|cached| cached.leader()).collect()
     }
 
     /// All applications that some host has.
@@ -171,7 +172,7 @@ impl UnitEnd {
         let hosts = self.by_application.get(&application).into_iter().flatten();
         hosts.filter_map(move |host| {
             let cached = self.hosts.get(host)?;
-            Some((*host, cached, cached.table.row(application)?))
+            Some((*host, cached.as_ref(), cached.table.row(application)?))
         })
     }
 
@@ -210,7 +211,8 @@ impl UnitEnd {
 
     /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
     pub fn expect_host(&mut self, host: HostId, now: Moment) {
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(self.linked.contains(&host), now));
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         let due = now.after(cached.age_out());
         cached.timer = Some(due);
         self.timers.push(Reverse((due, host)));
@@ -296,10 +298,9 @@ impl UnitEnd {
         } else if cached.presence == Presence::Gone {
             cached.set_presence(Presence::Expected, now);
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         if let Origin::Host(_) = origin {
-            self.relay.beats.push(Beat { voucher: None, ..beat });
+            self.relay.pass_on(Beat { voucher: None, ..beat });
         }
         Ok(())
     }
@@ -310,7 +311,8 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(self.linked.contains(&host), now));
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         match origin {
             Origin::Unit(_) => cached.hear(origin, host),
             Origin::Host(claims) => cached.join(claims.group_of(host)),
@@ -321,7 +323,7 @@ impl UnitEnd {
                 cached.count_on(Rank::of(beat.incarnation), now);
             }
             if let (Err(Refusal::Outranked(_)), Origin::Host(_)) = (heard, origin) {
-                self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
                 return heard;
             }
             heard?;
@@ -340,10 +342,10 @@ impl UnitEnd {
                 self.ask(host, way, known);
                 if let Origin::Host(_) = origin {
                     // The units that the host itself has links to may not know of this life, either.
-                    self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+                    self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
                 }
             }
-            self.schedule(host, now);
+            self.settle(host, now);
             return Err(Refusal::Stale { host, said, known });
         }
         let known = cached.sequence.max(cached.vouched(voucher));
@@ -356,10 +358,9 @@ impl UnitEnd {
         } else if right {
             cached.set_presence(Presence::Live, now);
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         if let Origin::Host(_) = origin {
-            self.relay.beats.push(Beat { voucher: Some(voucher), ..beat });
+            self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
         }
         Ok(())
     }
@@ -443,8 +444,7 @@ impl UnitEnd {
             Body::Postulate(postulates) => self.judge(origin, host, sequence, postulates, &message, now),
             _ => {}
         }
-        self.schedule(host, now);
-        self.collect_changes(host);
+        self.settle(host, now);
         Ok(())
     }
 
@@ -455,7 +455,7 @@ impl UnitEnd {
         let Some(cached) = other.filter(|_| origin.may_speak_for(beat.host)) else { return Ok(()) };
         let heard = cached.hear_other(origin, beat, now);
         match (heard, origin) {
-            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.beats.push(beat.clone()),
+            (Err(Refusal::Outranked(_)), Origin::Host(_)) => self.relay.pass_on(beat.clone()),
             (Err(Refusal::Stale { known, .. }), Origin::Host(_)) if cached.tells_stale(retry, now) => {
                 self.ask(beat.host, Peer::Host(beat.host), known);
             }
@@ -479,7 +479,8 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| CachedHost::new(self.linked.contains(&host), now));
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         if incarnation > cached.incarnation {
             cached.begin(incarnation, now);
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
@@ -510,8 +511,7 @@ impl UnitEnd {
             let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due)) else { continue };
             cached.timer = None;
             self.host_timeout(host, now);
-            self.schedule(host, now);
-            self.collect_changes(host);
+            self.settle(host, now);
         }
     }
 
@@ -694,8 +694,8 @@ impl UnitEnd {
         self.out.push_back((Peer::Unit(unit), message));
     }
 
-    /// Sets the host's timer.
-    fn schedule(&mut self, host: HostId, now: Moment) {
+    /// Something was heard of a host, or its time has come: sets its timer, and collects its changes.
+    fn settle(&mut self, host: HostId, now: Moment) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
         let mut due = match cached.presence {
             Presence::Live | Presence::Expected => cached.heard.after(cached.age_out()),
@@ -713,14 +713,13 @@ impl UnitEnd {
             cached.timer = Some(due);
             self.timers.push(Reverse((due, host)));
         }
+        self.collect_changes(host);
     }
 
     fn collect_changes(&mut self, host: HostId) {
-        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.has_changes()) else { return };
         let changes = cached.take_changes();
-        if cached.take_stirred() || !changes.is_empty() {
-            self.generation += 1;
-        }
+        self.generation += 1;
         for application in changes {
             if cached.table.row(application).is_some() {
                 self.by_application.entry(application).or_default().insert(host);

@@ -9,6 +9,7 @@ mod renewal;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use weir_health_link::{Agent, Cache, Keys, ListenSettings, Listener};
@@ -48,11 +49,16 @@ impl Cluster {
 
     /// An agent with one application.
     fn agent(&self, host: u32, capacity: u8) -> Speaker {
+        let keys = self.authority.issue(&format!("host-{host}"), &Node::Hosts([HostId(host)].into()), 1).unwrap();
+        self.agent_of(host, capacity, &keys)
+    }
+
+    /// The same with these keys.
+    fn agent_of(&self, host: u32, capacity: u8, keys: &Path) -> Speaker {
         let id = HostId(host);
-        let keys = self.authority.issue(&format!("host-{host}"), &Node::Hosts([id].into()), 1).unwrap();
         let settings = HostSettings { interval: Duration::from_millis(200), ..HostSettings::new(id) };
         let units = BTreeMap::from([(UnitId(1), self.listener.address())]);
-        let agent = Agent::spawn(vec![settings], units, &Keys::load(&keys).unwrap()).unwrap();
+        let agent = Agent::spawn(vec![settings], units, &Keys::load(keys).unwrap()).unwrap();
         agent
             .with(id, |end, _| end.register(APPLICATION, Identity::default(), capacity, Directive::Active))
             .unwrap()

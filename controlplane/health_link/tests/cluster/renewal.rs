@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use weir_health_protocol::{CachedHost, Presence};
+use weir_identity::HostId;
+use weir_pki::Node;
 
 use crate::Cluster;
 
@@ -59,4 +61,23 @@ async fn a_renewal_is_not_noticed_by_anybody_and_what_is_half_a_renewal_is_not_t
         assert!(cluster.cache().with(|end, _| end.host(speaker.host).is_some_and(live)));
     }
     assert_eq!(cluster.cache().with(|end, _| end.host(speaker.host).map(CachedHost::incarnation)), life);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_agent_that_does_not_know_it_is_shut_out_whatever_ticket_it_has() {
+    let cluster = Cluster::new();
+    // With files of its own, which nobody renews: it goes on with the tickets of its first connection.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let directory = cluster.authority.issue("host-7", &Node::Hosts([HostId(7)].into()), 1).unwrap();
+    for file in ["authority.pem", "node.pem", "node.key"] {
+        std::fs::copy(directory.join(file), elsewhere.path().join(file)).unwrap();
+    }
+    let speaker = cluster.agent_of(7, 50, elsewhere.path());
+    cluster.until(speaker.host, "live", live).await;
+    cluster.authority.revoke("host-7").unwrap();
+    cluster.until(speaker.host, "silent", silent).await;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(cluster.cache().with(|end, _| end.host(speaker.host).is_some_and(silent)));
+    }
 }
