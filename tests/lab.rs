@@ -261,6 +261,41 @@ fn what_agents_say_decides() {
 }
 
 #[test]
+fn a_group_goes_on_without_its_leader() {
+    let farm = Farm::up("group", &["--mode", "dsr", "--group"]);
+    let all = ["host-1", "host-2", "host-3"];
+    farm.wait_for("one leads all", |farm| farm.leader_of(&all).is_some());
+    let first = farm.leader_of(&all).expect("a leader");
+    let others: Vec<&str> = all.into_iter().filter(|host| *host != first).collect();
+    let mut weirctl = Command::new(bin_dir().join("weirctl"));
+    weirctl.arg("--socket").arg(farm.folder().join("weir.sock")).arg("hosts");
+    let table = weirctl.output().expect("weirctl starts");
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(
+        table.lines().any(|line| line.starts_with(&first) && line.contains("rack") && line.ends_with("leads")),
+        "{table}"
+    );
+
+    let mut load = farm.load_in_background("10s");
+    farm.wait_for("the load runs", |farm| farm.new_connections()[&first] > 0);
+    let begun = SystemTime::now();
+    farm.signal_agent(&first, "KILL");
+    farm.wait_for("another one leads the others", |farm| farm.fresh(&others) && farm.leader_of(&others).is_some());
+    let replaced = begun.elapsed().expect("time passes");
+    let second = farm.leader_of(&others).expect("a leader");
+    println!("{first} was replaced by {second} after {replaced:?}");
+    // The others beat for themselves meanwhile. They have given up their links to each other a moment ago, and do not try those again
+    // before ten heartbeats are over.
+    assert!(replaced < Duration::from_secs(15), "{replaced:?}");
+    farm.wait_for("the first is silent", |farm| farm.fresh(&others) && farm.reason(&first).contains("silent"));
+    assert!(load.wait().expect("scripts/lab ends").success(), "a request failed");
+    let given = farm.given_under_load();
+    assert!(given[&first] == 0 && others.iter().all(|host| given[*host] > 100), "{given:?}");
+    assert_eq!(farm.leader_of(&others), Some(second));
+    farm.down();
+}
+
+#[test]
 fn a_hosts_word_decides() {
     let farm = Farm::new("latency");
     let results = farm.results_path();
@@ -426,6 +461,30 @@ impl Farm {
         let record = read_json(&self.folder().join("processes").join(format!("{host}-agent.json")));
         let killed = Command::new("kill").arg(format!("-{signal}")).arg(record["pid"].to_string()).output();
         expect_success(&killed.expect("kill"));
+    }
+
+    /// What the unit knows of these hosts' agents.
+    fn agents(&self, hosts: &[&str]) -> Vec<Value> {
+        let Value::Array(known) = self.weirctl(&["hosts"]) else { panic!("weirctl hosts answers an array") };
+        known.into_iter().filter(|known| hosts.iter().any(|host| known["name"] == *host)).collect()
+    }
+
+    /// Fails if one of them was missed.
+    fn fresh(&self, hosts: &[&str]) -> bool {
+        for host in self.agents(hosts) {
+            let agent = &host["agent"];
+            assert!(agent["presence"] == "live" && agent["heard_ms"].as_u64() < Some(3_500), "{host}");
+        }
+        true
+    }
+
+    /// Who leads these hosts, if one of them leads all others.
+    fn leader_of(&self, hosts: &[&str]) -> Option<String> {
+        let known = self.agents(hosts);
+        let leader = known.iter().find(|host| host["agent"]["leads"] == true)?;
+        let follows = |host: &Value| host["id"] == leader["id"] || host["agent"]["leader"] == leader["id"];
+        let grouped = known.iter().all(|host| host["agent"]["group"] == "rack" && follows(host));
+        grouped.then(|| leader["name"].as_str().expect("name").to_owned())
     }
 
     /// A host's endpoint of the first service.

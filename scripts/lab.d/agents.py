@@ -8,6 +8,8 @@ from processes import run
 
 PORT = 7300
 PAGES = 7302
+GROUP = "rack"
+GROUP_PORT = 7301
 
 CONFIG = """# Written by scripts/lab.
 host: {id}
@@ -15,7 +17,7 @@ keys: {folder}/keys
 units: {{ 1: "{unit}:{port}" }}
 socket: {folder}/agent.sock
 drain: 500ms
-applications:
+{group}applications:
 {applications}
 """
 
@@ -31,13 +33,17 @@ def unit_keys(state):
     return state.folder / "pki/nodes/unit-1"
 
 
-def prepare(state, topology):
+def prepare(state, topology, grouped):
     """Makes the authority and everybody's keys, and writes the agents' configurations."""
+    ids = [host.id for host in topology.hosts]
+    member = ["--group", GROUP, "--members", f"{min(ids)}-{max(ids)}"] if grouped else []
+    listen = ", ".join(f'{host.id}: "{host.ipv4}:{GROUP_PORT}"' for host in topology.hosts)
+    group = f"group: {{ name: {GROUP}, members: {{ {listen} }} }}\n" if grouped else ""
     pki = [Path(state.data["bin_dir"]) / "weirctl", "pki", "--dir", state.folder / "pki"]
     run([*pki, "init"])
     run([*pki, "unit", 1])
     for host in topology.hosts:
-        run([*pki, "host", host.id])
+        run([*pki, "host", host.id, *member])
         folder = state.folder / host.name
         shutil.copytree(state.folder / f"pki/nodes/host-{host.id}", folder / "keys")
         # The UDP echo is there when nginx is: its rows are looked after by the same probe.
@@ -48,6 +54,7 @@ def prepare(state, topology):
                 folder=folder,
                 unit=unit_address(topology),
                 port=PORT,
+                group=group,
                 applications="\n".join(applications),
             )
         )

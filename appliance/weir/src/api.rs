@@ -55,6 +55,7 @@ impl Api {
         let hosts = self.shared.config.hosts.iter().filter(|host| host.agent);
         cache.with(|end, now| {
             let ago = |then: Moment| now.0.saturating_sub(then.0);
+            let leaders = end.leaders();
             let known = |host: &weir_config::Host| {
                 let cached = end.host(host.id)?;
                 let was_heard = cached.incarnation() != Incarnation(0);
@@ -64,6 +65,8 @@ impl Api {
                     heard_ms: was_heard.then(|| ago(cached.heard())),
                     rank: if was_heard { cached.rank().number() } else { 0 },
                     leader: cached.leader(),
+                    group: cached.group().map(str::to_owned),
+                    leads: leaders.contains(&host.id),
                     dns_name: cached.name().map(str::to_owned),
                 };
                 let since = |row: &Row| Some((row.application, ago(cached.row_since(row.application)?)));

@@ -97,7 +97,7 @@ pub(crate) fn services(services: &[ServiceStatus]) -> String {
     text
 }
 
-/// Hosts, one row per service of each: what the unit believes, and below it what their agents say.
+/// Hosts, one row per service of each: what the unit believes, and below it what their agents say and which groups they form.
 pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
     let mut rows = table(&["ID", "HOST", "ADDRESS", "SERVICE", "HEALTH", "SINCE", "DIRECTIVE", "NEW"], &[0, 5, 7]);
     for host in hosts {
@@ -123,6 +123,10 @@ pub(crate) fn hosts(hosts: &[HostStatus]) -> String {
         text.push('\n');
         text.push_str(&plain(&agents(hosts)));
     }
+    if hosts.iter().filter_map(|host| host.agent.as_ref()).any(|agent| agent.group.is_some()) {
+        text.push('\n');
+        text.push_str(&plain(&groups(hosts)));
+    }
     text
 }
 
@@ -145,6 +149,26 @@ fn agents(hosts: &[HostStatus]) -> Table {
             row.resize(header.len(), "-".to_owned());
             rows.add_row(row);
         }
+    }
+    rows
+}
+
+/// Who is in which group, and who sends whose heartbeats.
+fn groups(hosts: &[HostStatus]) -> Table {
+    let mut rows = table(&["HOST", "GROUP", "LEADER"], &[]);
+    for host in hosts {
+        let Some((agent, group)) = host.agent.as_ref().and_then(|agent| Some((agent, agent.group.as_ref()?))) else {
+            continue;
+        };
+        let leader = match agent.leader {
+            _ if agent.leads => "leads".to_owned(),
+            None => "-".to_owned(),
+            Some(leader) => {
+                let known = hosts.iter().find(|host| host.id == leader);
+                known.map_or_else(|| leader.to_string(), |leader| leader.name.clone())
+            }
+        };
+        rows.add_row([&host.name, group, &leader]);
     }
     rows
 }

@@ -349,6 +349,12 @@ pub struct AgentStatus {
     /// The host whose agent sends its heartbeats, as the leader of a group; absent if it does so itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<HostId>,
+    /// The group that it may be a member of, by its certificate or its leader's; absent if it is in none, or if that is not known here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// It leads its group now: other hosts live by its word.
+    #[serde(default)]
+    pub leads: bool,
     /// The DNS name that it gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_name: Option<String>,

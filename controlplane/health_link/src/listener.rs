@@ -288,7 +288,7 @@ impl Driver {
         let has_way = |way: Way| self.ways.range(ways_to(way)).next().is_some();
         let is_over = |host: &HostId| !has_way(Way::Host(*host));
         let hosts = gone.claims.hosts.into_iter().filter(is_over).collect();
-        end.handle_host_down(&Claims { hosts, vouches: Vec::new() });
+        end.handle_host_down(&Claims { hosts, vouches: BTreeMap::new() });
         if let Some(unit) = gone.unit.filter(|unit| !has_way(Way::Unit(*unit))) {
             end.handle_unit_down(unit, now);
         }

@@ -40,6 +40,7 @@ pub struct CachedHost {
     vouched: Vouched,
     /// Whose word the latest heartbeat was; none if it was the host's own.
     leader: Option<HostId>,
+    group: Option<String>,
     /// Generation, digest and number of rows in it.
     claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
@@ -64,6 +65,8 @@ pub struct CachedHost {
     pub(crate) timer: Option<Moment>,
     /// Earlier lives are told about this one no more often than that.
     pub(crate) stale_told: Option<Moment>,
+    /// How often a leader's word of another life was asked about.
+    pub(crate) stale_asked: u32,
     /// Sources that do not count now.
     pub(crate) others: Others,
     /// Its presence or source is another since [`CachedHost::take_changes`].
@@ -91,7 +94,7 @@ pub(crate) enum Applied {
 }
 
 impl CachedHost {
-    pub(crate) fn new(now: Moment) -> Self {
+    pub(crate) fn new(direct: bool, now: Moment) -> Self {
         CachedHost {
             table: Table::default(),
             tombstones: BTreeMap::new(),
@@ -100,6 +103,7 @@ impl CachedHost {
             sequence: 0,
             vouched: Vouched::default(),
             leader: None,
+            group: None,
             claim: None,
             right_at: 0,
             newest: 0,
@@ -110,11 +114,12 @@ impl CachedHost {
             beaten: false,
             interval: Duration::from_secs(1),
             doubt: None,
-            direct: false,
+            direct,
             through: None,
             name: None,
             timer: None,
             stale_told: None,
+            stale_asked: 0,
             others: Others::default(),
             stirred: true,
             changes: BTreeSet::new(),
@@ -169,6 +174,12 @@ impl CachedHost {
         self.leader
     }
 
+    /// The group that it may be a member of, by its own certificate or its leader's; none if it is heard through other units only.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        self.group.as_deref()
+    }
+
     /// Its DNS name, if it said one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
@@ -201,18 +212,31 @@ impl CachedHost {
     }
 
     /// Remembers a way to the host.
-    pub(crate) fn hear(&mut self, origin: Origin<'_>) {
+    pub(crate) fn hear(&mut self, origin: Origin<'_>, host: HostId) {
         match origin {
-            Origin::Host(_) => self.direct = true,
+            Origin::Host(claims) => {
+                self.direct = true;
+                self.join(claims.group_of(host));
+            }
             Origin::Unit(unit) => self.through = Some(unit),
         }
     }
 
+    /// Remembers its group.
+    pub(crate) fn join(&mut self, group: Option<&str>) {
+        if self.group.as_deref() != group {
+            self.group = group.map(str::to_owned);
+        }
+    }
+
     /// Whom to ask the `attempt`th time: the host, and if it does not answer the unit that passed it on, or any other.
-    pub(crate) fn way(&self, host: HostId, attempt: u32, other: Option<UnitId>) -> Option<Peer> {
-        let ways = [self.direct.then_some(Peer::Host(host)), self.through.map(Peer::Unit), other.map(Peer::Unit)];
-        let count = ways.iter().flatten().count().max(1);
-        ways.into_iter().flatten().nth(usize::try_from(attempt).unwrap_or(0) % count)
+    pub(crate) fn way(&self, host: HostId, attempt: u32, other: impl FnOnce(u32) -> Option<UnitId>) -> Option<Peer> {
+        let near = [self.direct.then_some(Peer::Host(host)), self.through.map(Peer::Unit)].into_iter().flatten();
+        let count = u32::from(self.direct) + u32::from(self.through.is_some()) + 1;
+        let turn = usize::try_from(attempt % count).unwrap_or(0);
+        // The others take their own turns, or some of them would never have one.
+        let other = || other(attempt / count).map(Peer::Unit);
+        near.clone().nth(turn).or_else(other).or_else(|| near.clone().next())
     }
 
     /// After rows changed: is the copy right now, and does the host count (again)?

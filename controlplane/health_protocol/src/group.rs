@@ -570,7 +570,11 @@ impl GroupEnd {
     fn send_view(&mut self, to: HostId, asks: bool, sequence: u64) {
         if self.role == Role::Leading {
             let could = |peer: &&HostId| self.peers[*peer].view.as_ref().is_some_and(|view| view.linked);
-            self.deputy = self.members.keys().find(could).copied();
+            let deputy = self.members.keys().find(could).copied();
+            if std::mem::replace(&mut self.deputy, deputy) != deputy {
+                // The deputy has to know, and nobody may wait for one that does not.
+                self.announce();
+            }
         }
         let members = u16::try_from(self.members()).unwrap_or(u16::MAX);
         let (group, linked, leader) = (self.settings.group.clone(), self.linked, self.leader());

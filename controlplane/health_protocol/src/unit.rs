@@ -54,15 +54,22 @@ impl UnitSettings {
 pub struct Claims {
     /// Hosts whose tables it may keep.
     pub hosts: BTreeSet<HostId>,
-    /// From which host to which it may say that they live, as the leader of a group.
-    pub vouches: Vec<(HostId, HostId)>,
+    /// From which host to which it may say that they live, as the leader of a group: by the group's name.
+    pub vouches: BTreeMap<String, Vec<(HostId, HostId)>>,
 }
 
 impl Claims {
     /// May it say that this host lives?
     #[must_use]
     pub fn vouches_for(&self, host: HostId) -> bool {
-        self.vouches.iter().any(|(first, last)| (*first..=*last).contains(&host))
+        self.group_of(host).is_some()
+    }
+
+    /// The group that this host may be a member of, if the node may lead it.
+    #[must_use]
+    pub fn group_of(&self, host: HostId) -> Option<&str> {
+        let has = |ranges: &[(HostId, HostId)]| ranges.iter().any(|(first, last)| (*first..=*last).contains(&host));
+        self.vouches.iter().find(|(_, ranges)| has(ranges)).map(|(group, _)| group.as_str())
     }
 }
 
@@ -100,6 +107,8 @@ pub struct UnitEnd {
     settings: UnitSettings,
     /// Boxed, so that looking for one among thousands passes by few lines of memory.
     hosts: BTreeMap<HostId, Box<CachedHost>>,
+    /// There is a link to their agents, whether they are known or not.
+    linked: BTreeSet<HostId>,
     by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
     timers: BinaryHeap<Reverse<(Moment, HostId)>>,
     relay: Relay,
@@ -117,6 +126,7 @@ impl UnitEnd {
         UnitEnd {
             settings,
             hosts: BTreeMap::new(),
+            linked: BTreeSet::new(),
             by_application: BTreeMap::new(),
             timers: BinaryHeap::new(),
             relay: Relay::default(),
@@ -143,6 +153,13 @@ impl UnitEnd {
     #[must_use]
     pub fn unit(&self) -> (UnitId, Incarnation) {
         (self.settings.unit, self.settings.incarnation)
+    }
+
+    /// The hosts that lead a group now: by their word another one lives.
+    #[must_use]
+    pub fn leaders(&self) -> BTreeSet<HostId> {
+        let live = self.hosts.values().filter(|cached| cached.presence == Presence::Live);
+        live.filter_map(|cached| cached.leader()).collect()
     }
 
     /// All applications that some host has.
@@ -194,7 +211,8 @@ impl UnitEnd {
 
     /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
     pub fn expect_host(&mut self, host: HostId, now: Moment) {
-        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         let due = now.after(cached.age_out());
         cached.timer = Some(due);
         self.timers.push(Reverse((due, host)));
@@ -213,8 +231,10 @@ impl UnitEnd {
     /// There is a link to the agent of these hosts. A member of a group may have nothing to say over it but what it is asked.
     pub fn handle_host_up(&mut self, claims: &Claims) {
         for host in &claims.hosts {
+            self.linked.insert(*host);
             if let Some(cached) = self.hosts.get_mut(host) {
                 cached.direct = true;
+                cached.join(claims.group_of(*host));
             }
         }
     }
@@ -222,6 +242,7 @@ impl UnitEnd {
     /// The link to the agent of these hosts is down: they are silent when their heartbeats have been missing for long enough.
     pub fn handle_host_down(&mut self, claims: &Claims) {
         for host in &claims.hosts {
+            self.linked.remove(host);
             if let Some(cached) = self.hosts.get_mut(host) {
                 cached.direct = false;
             }
@@ -270,7 +291,7 @@ impl UnitEnd {
         if sequence <= cached.sequence && !planted(Bug::ReplayTaken) {
             return Err(Refusal::Replayed { host, sequence, known: cached.sequence });
         }
-        cached.hear(origin);
+        cached.hear(origin, host);
         cached.beat(&beat, now);
         if cached.check(grace, now) {
             cached.set_presence(Presence::Live, now);
@@ -290,9 +311,11 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
-        if let Origin::Unit(_) = origin {
-            cached.hear(origin);
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
+        match origin {
+            Origin::Unit(_) => cached.hear(origin, host),
+            Origin::Host(claims) => cached.join(claims.group_of(host)),
         }
         if cached.is_other(beat.incarnation) {
             let heard = cached.vouch_other(voucher, &beat, now);
@@ -311,9 +334,10 @@ impl UnitEnd {
             // One that is earlier may be a host's whose clock went back, and has to learn of the later one.
             if said != known && !told {
                 cached.stale_told = Some(now);
-                // Another one each second. The host may have a link to this unit that nothing has come through.
-                let attempt = u32::try_from(now.0 >> 10 & 0xffff).unwrap_or(0);
-                let way = cached.way(host, attempt / 2, self.relay.other(host, attempt / 2));
+                // Another one each time. The host may have a link to this unit that nothing has come through.
+                let attempt = cached.stale_asked;
+                cached.stale_asked = attempt.wrapping_add(1);
+                let way = cached.way(host, attempt / 2, |round| self.relay.other(host, round));
                 let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
                 self.ask(host, way, known);
                 if let Origin::Host(_) = origin {
@@ -384,7 +408,7 @@ impl UnitEnd {
                 if sequence <= cached.sequence {
                     return Err(Refusal::Replayed { host, sequence, known: cached.sequence });
                 }
-                cached.hear(origin);
+                cached.hear(origin, host);
                 cached.sequence = sequence;
                 cached.clear();
                 cached.set_presence(Presence::Gone, now);
@@ -394,7 +418,7 @@ impl UnitEnd {
                 if cached.presence == Presence::Gone && !planted(Bug::GoodbyeForgotten) {
                     return Err(Refusal::Stale { host, said: *incarnation, known: cached.incarnation });
                 }
-                cached.hear(origin);
+                cached.hear(origin, host);
                 let applied: Vec<Applied> = operations.iter().map(|operation| cached.apply(operation, now)).collect();
                 cached.after_change(grace, now);
                 if applied.contains(&Applied::Changed) {
@@ -455,7 +479,8 @@ impl UnitEnd {
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
-        let cached = self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(now)));
+        let cached =
+            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         if incarnation > cached.incarnation {
             cached.begin(incarnation, now);
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
@@ -525,7 +550,7 @@ impl UnitEnd {
             let attempt = doubt.asked;
             doubt.asked += 1;
             doubt.ask_at = now.after(if planted(Bug::AsksOnce) { settings.forget } else { settings.retry * factor });
-            let Some(to) = cached.way(host, attempt, self.relay.other(host, attempt)) else { return };
+            let Some(to) = cached.way(host, attempt, |round| self.relay.other(host, round)) else { return };
             let known = cached.incarnation;
             self.ask(host, to, known);
         }

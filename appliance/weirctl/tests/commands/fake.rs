@@ -109,6 +109,8 @@ impl UnitApi for Fake {
                 heard_ms: Some(400),
                 rank: 1,
                 leader: None,
+                group: Some("rack-3".into()),
+                leads: true,
                 dns_name: None,
             }),
             services: vec![HostService {

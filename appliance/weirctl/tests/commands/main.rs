@@ -108,6 +108,8 @@ fn hosts() {
     assert_eq!(shown(&["hosts", "changes"]), CHANGES);
     assert_eq!(json(&["hosts"])[0]["services"][0]["directive"], "draining");
     assert_eq!(json(&["hosts"])[1]["agent"]["presence"], "live");
+    assert_eq!(json(&["hosts"])[1]["agent"]["group"], "rack-3");
+    assert_eq!(json(&["hosts"])[1]["agent"]["leads"], true);
 }
 
 const HOSTS: &str = "\
@@ -117,6 +119,9 @@ ID  HOST    ADDRESS     SERVICE  HEALTH   SINCE  DIRECTIVE   NEW
 
 HOST    AGENT          HEARD  SERVICE  SAYS     SINCE   LOAD  TARGET    CURRENT
 host-2  live, proxy 1  400ms  web      healthy   2.0s  12/60  draining  active
+
+HOST    GROUP   LEADER
+host-2  rack-3  leads
 ";
 const CHANGES: &str = " AGO  HOST    SERVICE  FROM     TO       REASON
 1.2s  host-1  web      healthy  failing  connect: refused

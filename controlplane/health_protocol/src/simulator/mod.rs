@@ -68,7 +68,9 @@ fn farms_converge() {
 /// Seeds that failed once.
 #[test]
 fn what_failed_once_does_so_no_more() {
-    schedules([5, 16, 406, 445, 933, 1033, 1116, 1541, 1542, 1986, 3152, 5527, 6542, 7337].into_iter());
+    schedules(
+        [5, 16, 355, 406, 445, 933, 1033, 1116, 1541, 1542, 1986, 3152, 4906, 5527, 6542, 6845, 7337].into_iter(),
+    );
 }
 
 #[test]

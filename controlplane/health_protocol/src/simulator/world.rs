@@ -489,8 +489,8 @@ impl World {
 fn claims(node: Node, group: u32) -> Claims {
     let Node::Host(host) = node else { return Claims::default() };
     let first = host / group * group;
-    let vouches = if group > 1 { vec![(HostId(first), HostId(first + group - 1))] } else { Vec::new() };
-    Claims { hosts: BTreeSet::from([HostId(host)]), vouches }
+    let vouches = (group > 1).then(|| (format!("g{first}"), vec![(HostId(first), HostId(first + group - 1))]));
+    Claims { hosts: BTreeSet::from([HostId(host)]), vouches: vouches.into_iter().collect() }
 }
 
 /// Chaos for a while, then peace: the time until all caches are right.

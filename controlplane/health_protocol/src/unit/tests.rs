@@ -261,3 +261,17 @@ fn a_goodbye_counts_for_its_own_life_whatever_comes_late() {
     hearing.changes(&[row(2, 2)]).unwrap_err();
     assert_eq!((hearing.presence(), hearing.rows()), (Presence::Gone, vec![]));
 }
+
+#[test]
+fn every_other_unit_is_asked_in_its_turn() {
+    for (direct, through) in [(false, None), (false, Some(UnitId(90))), (true, Some(UnitId(90)))] {
+        let mut cached = CachedHost::new(direct, Moment(0));
+        cached.through = through;
+        for count in 1..=6 {
+            let way = |attempt| cached.way(HOST, attempt, |round| Some(UnitId(round % count)));
+            let asked: Vec<Peer> = (0..3 * count).filter_map(way).collect();
+            assert!((0..count).all(|unit| asked.contains(&Peer::Unit(UnitId(unit)))), "{asked:?}");
+            assert_eq!(asked.contains(&Peer::Host(HOST)), direct);
+        }
+    }
+}
