@@ -77,12 +77,12 @@ async fn a_flood_of_handshakes_and_rubbish_keeps_no_host_out() {
     // Those who have proven where they are may wait; each has sent a packet or two.
     assert!(worst.waiting <= 16_384 + 512 && worst.kept <= 4096, "{worst:?}");
     assert!(worst.retried > 1_000, "nobody was asked for a proof: {worst:?}");
-    // Nothing of it stays.
+    // Nothing of it stays, but for the three probe timeouts that a closed connection has, which grow with what a busy machine took to answer.
     let over = |cache: &Cache| {
         let now = cache.handshakes();
         now.going_on == 0 && now.waiting == 0 && now.kept == agents.len() + newcomers.len()
     };
-    until(&cache, Duration::from_secs(30), over).await;
+    until(&cache, Duration::from_secs(120), over).await;
 }
 
 fn agent(authority: &Authority, host: u32, unit: SocketAddr) -> Agent {
