@@ -424,9 +424,10 @@ impl CachedHost {
             }
         }
         self.newest = self.newest.max(generation);
-        // The host's own word is newer than what a leader said of it; another unit's memory need not be.
+        // The host's own word counts more than what a leader said of it, unless it has been under way for longer; another unit's memory
+        // may be older anyway.
         if matches!(origin, Origin::Host(_)) {
-            self.claim = None;
+            self.claim = self.claim.filter(|(claimed, ..)| *claimed > generation);
         }
         Applied::Changed
     }
