@@ -8,6 +8,7 @@
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+mod ports;
 mod unit;
 
 use std::sync::Arc;
@@ -23,7 +24,6 @@ use weir_cpu::thread_cpu_time;
 use weir_dataplane::packet::{Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
 use weir_dataplane::route_table::IdleTimeouts;
-use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
 use weir_identity::Moment;
 
 use crate::farm::Frame;
@@ -55,23 +55,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let &[forwarder_cpu, classifier_cpu] = &options.cpus[..] else { return Err("--cpus wants two".into()) };
     core_affinity::set_for_current(core_affinity::CoreId { id: forwarder_cpu });
-    let eal = Eal::init(&EalOptions {
-        program: "connections".to_owned(),
-        memory: MemoryMode::NoHuge { mib: 128 },
-        cpus: vec![forwarder_cpu],
-        ..EalOptions::default()
-    })?;
-    let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 4095, cache: 256, data_room: 2048 })?;
+    let (eal, pool) = ports::start("connections", &[forwarder_cpu], 4095)?;
     for (number, &clients) in options.clients.iter().enumerate() {
         let ring = format!("net_ring{number}");
-        let started = IdlePort::ring_loop(eal, &ring, 1, 2048)?.start(&PortConfig::default(), pool)?;
-        let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
         let tally = Arc::new(Tally {
             done: AtomicU64::new(0),
             delays: Mutex::new(Histogram::new_with_bounds(1, u32::MAX.into(), 3)?),
         });
         let world = Clients {
-            queue: queue.ok_or("no queue")?,
+            queue: ports::ring(eal, pool, &ring)?,
             clients,
             first: options.live,
             next: 0,

@@ -8,6 +8,8 @@
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+#[allow(dead_code, reason = "it has a port of its own")]
+mod ports;
 mod unit;
 
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use weir_dataplane::counters::DropReason;
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
 use weir_dataplane::route_table::IdleTimeouts;
-use weir_dpdk::{Eal, EalOptions, MemoryMode, Mempool, PoolConfig};
+use weir_dpdk::Mempool;
 use weir_identity::Moment;
 
 use crate::farm::{Flows, Frame};
@@ -29,7 +31,7 @@ use crate::unit::Unit;
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Established connections, a power of two.
+    /// Established connections, a power of two from 4096 on: strangers have other addresses.
     #[arg(long, default_value_t = 1 << 20)]
     live: u64,
     /// Packets without a route, in millions a second.
@@ -53,13 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let &[forwarder_cpu, classifier_cpu] = &options.cpus[..] else { return Err("--cpus wants two".into()) };
     core_affinity::set_for_current(core_affinity::CoreId { id: forwarder_cpu });
-    let eal = Eal::init(&EalOptions {
-        program: "flood".to_owned(),
-        memory: MemoryMode::NoHuge { mib: 128 },
-        cpus: vec![forwarder_cpu],
-        ..EalOptions::default()
-    })?;
-    let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 8191, cache: 256, data_room: 2048 })?;
+    let (_, pool) = ports::start("flood", &[forwarder_cpu], 8191)?;
     for kind in &options.kinds {
         let flags = match &kind[..] {
             "syn" => tcp_flags::SYN,

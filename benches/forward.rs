@@ -12,6 +12,7 @@
 //! what leaves by a route, and what does not leave is replaced by a new buffer.
 
 mod farm;
+mod ports;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,6 @@ use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::plumbing::Plumb;
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, Route, State};
 use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
-use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
 use weir_identity::{EndpointId, Moment};
 
 use crate::farm::{ENDPOINTS, Flows, Frame};
@@ -56,23 +56,16 @@ struct Options {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     core_affinity::set_for_current(core_affinity::CoreId { id: options.cpu });
-    let eal = Eal::init(&EalOptions {
-        program: "bench".to_owned(),
-        memory: MemoryMode::NoHuge { mib: 128 },
-        cpus: vec![options.cpu],
-        ..EalOptions::default()
-    })?;
-    let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 4095, cache: 256, data_room: 2048 })?;
+    let (eal, pool) = ports::start("bench", &[options.cpu], 4095)?;
     let mut number = 0;
     for name in &options.cases {
         let (case, alone) = Case::of(name)?;
         for &flows in &options.flows {
             number += 1;
             let ring = format!("net_ring{number}");
-            let started = IdlePort::ring_loop(eal, &ring, 1, 2048)?.start(&PortConfig::default(), pool)?;
-            let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
+            let queue = ports::ring(eal, pool, &ring)?;
             let generator = Generator::new(case, flows);
-            let feeder = Feeder { queue: queue.ok_or("no queue")?, generator, fill: Arc::default(), in_flight: 0 };
+            let feeder = Feeder { queue, generator, fill: Arc::default(), in_flight: 0 };
             let bytes = case.packet_bytes(&feeder.generator);
             let mut rates =
                 if alone { harness(case, feeder, &options) } else { forward(name, case, feeder, flows, &options)? };

@@ -6,6 +6,7 @@
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+mod ports;
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod unit;
 
@@ -21,8 +22,8 @@ use weir_dataplane::flow::{FlowHash, place};
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
-use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
-use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
+use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_dpdk::{Eal, Mempool};
 use weir_identity::Moment;
 
 use crate::farm::{Flows, Frame};
@@ -48,13 +49,7 @@ struct Options {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
-    let eal = Eal::init(&EalOptions {
-        program: "spread".to_owned(),
-        memory: MemoryMode::NoHuge { mib: 128 },
-        cpus: options.cpus.clone(),
-        ..EalOptions::default()
-    })?;
-    let pool = Mempool::new(eal, "bench", PoolConfig { mbufs: 16383, cache: 256, data_room: 2048 })?;
+    let (eal, pool) = ports::start("spread", &options.cpus, 16383)?;
     let cores = [1, options.cpus.len()];
     let mut units = Vec::new();
     for &shards in &cores {
@@ -93,17 +88,10 @@ fn unit(
     }
     let mut all = Vec::new();
     for ((number, flows), neighbours) in parts.into_iter().enumerate().zip(shard::neighbourhoods(shards, 1024)) {
-        let started = IdlePort::ring_loop(eal, &format!("net_ring{shards}x{number}"), 1, 2048)?
-            .start(&PortConfig::default(), pool)?;
-        let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
+        let queue = ports::ring(eal, pool, &format!("net_ring{shards}x{number}"))?;
         let ready = Arc::new(AtomicBool::new(false));
-        let line = Line {
-            queue: queue.ok_or("no queue")?,
-            frame: Frame::new(false, 0),
-            flows: flows.clone(),
-            next: 0,
-            ready: Arc::clone(&ready),
-        };
+        let line =
+            Line { queue, frame: Frame::new(false, 0), flows: flows.clone(), next: 0, ready: Arc::clone(&ready) };
         // As many slots a route in both units, so that nothing but the number of cores differs.
         let capacity = usize::try_from(options.flows)?.div_ceil(shards) * 9 / 8;
         let settings = Settings { shard: number, shards, routes_ipv4: capacity, routes_ipv6: 1, hash: hash.clone() };
@@ -113,18 +101,13 @@ fn unit(
             Shard::new(number, Arc::clone(&farm), Forwarder::new(&settings)?, ports, neighbours, vec![link], BURST);
         unit::establish(&mut shard, &mut classifier, flows.into_iter().map(u64::from))?;
         ready.store(true, Ordering::Relaxed);
-        settle(&mut shard, &mut classifier);
+        // Fills the loop.
+        for _ in 0..1000 {
+            shard.turn(Moment(1));
+        }
         all.push(shard);
     }
     Ok(all)
-}
-
-/// The first turns, which tell the classifier of every route's confirmation.
-fn settle(shard: &mut Shard<Line>, classifier: &mut ShardLink<MbufPacket>) {
-    for _ in 0..1000 {
-        shard.turn(Moment(1));
-        while classifier.notices.pop().is_ok() {}
-    }
 }
 
 /// Runs each shard on its core, all at the same time, and adds up their millions of packets a second of CPU time.

@@ -26,8 +26,8 @@ pub(crate) enum AdmissionError {
     Unreadable(#[from] webpki::Error),
 }
 
-/// What webpki does with a revocation list, checking its signature anew
-/// for each certificate, is a fifth of what a handshake costs: here that is done when the list is read.
+/// What webpki does with a revocation list, checking its signature anew for each certificate, is a fifth of what a handshake costs: here
+/// that is done when the list is read.
 #[derive(Debug)]
 pub(crate) struct Admission {
     chain: Arc<dyn ClientCertVerifier>,

@@ -70,7 +70,8 @@ impl RxQueue {
     pub fn is_half_full(&self) -> bool {
         // SAFETY: the port is started and stays so while `shared` lives, and there is no other reader than who has this.
         let status = unsafe { sys::shim_rx_descriptor_status(self.port, self.queue, self.descriptors / 2) };
-        status == i32::try_from(sys::RTE_ETH_RX_DESC_DONE).unwrap_or(0)
+        // Less than 0 is an error.
+        u32::try_from(status) == Ok(sys::RTE_ETH_RX_DESC_DONE)
     }
 
     /// Frames that came in several pieces and were dropped: they were larger than the pool's buffers.

@@ -1,0 +1,22 @@
+//! What the benches need of DPDK: its start without huge pages, buffers, and ports that are rings in a loop.
+
+use weir::ports::PortQueue;
+use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
+
+/// Starts DPDK for these CPUs, with so many buffers.
+pub(crate) fn start(program: &str, cpus: &[usize], mbufs: u32) -> Result<(Eal, Mempool), Box<dyn std::error::Error>> {
+    let eal = Eal::init(&EalOptions {
+        program: program.to_owned(),
+        memory: MemoryMode::NoHuge { mib: 128 },
+        cpus: cpus.to_vec(),
+        ..EalOptions::default()
+    })?;
+    Ok((eal, Mempool::new(eal, "bench", PoolConfig { mbufs, cache: 256, data_room: 2048 })?))
+}
+
+/// A port that receives what it sends.
+pub(crate) fn ring(eal: Eal, pool: Mempool, name: &str) -> Result<PortQueue, Box<dyn std::error::Error>> {
+    let started = IdlePort::ring_loop(eal, name, 1, 2048)?.start(&PortConfig::default(), pool)?;
+    let queue = started.rx.into_iter().zip(started.tx).next().map(|(rx, tx)| PortQueue::new(rx, tx, pool));
+    Ok(queue.ok_or("no queue")?)
+}
