@@ -72,16 +72,16 @@ impl GroupLinks {
         })
     }
 
-    /// The next host that could not be dialled, or whose dialled link has ended; for ever without a group.
+    /// The next host that could not be dialled, or whose dialled link has ended, and that there is no other link to; for ever without a group.
     pub(crate) async fn undialled(links: Option<&mut GroupLinks>) -> HostId {
         let Some(links) = links else { return std::future::pending().await };
-        match links.over.1.recv().await {
-            Some(peer) => {
-                links.dialling.remove(&peer);
-                peer
+        while let Some(peer) = links.over.1.recv().await {
+            links.dialling.remove(&peer);
+            if links.to(peer).is_none() {
+                return peer;
             }
-            None => std::future::pending().await,
         }
+        std::future::pending().await
     }
 
     /// Takes what is said about a link of the group; everything else is left.

@@ -300,7 +300,7 @@ impl Hub {
         events.append(&mut self.events);
     }
 
-    /// Sends a message: heartbeats as they come, everything else in order.
+    /// Sends a message: what may be lost as it comes, everything else in order.
     ///
     /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
     pub(crate) fn send(&mut self, link: LinkId, message: &Message, now: Instant) {

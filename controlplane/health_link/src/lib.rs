@@ -5,7 +5,7 @@
 //! A member of a group has names like `1-20.rack-3.group.weir`, too: it may say, as the group's leader, that the hosts 1 to 20 live. Members
 //! listen for each other ([`GroupPlan`]) and link as the group's state machine wants.
 //!
-//! Heartbeats go in datagrams, everything else over one ordered stream each way; each message on it has its length in front of it. The
+//! Heartbeats and the answers to them go in datagrams, everything else over one ordered stream each way; each message on it has its length in front of it. The
 //! protocol's name (ALPN) is `weir-health/1`. Who dials says how soon silence ends a
 //! connection: units after a second; a host after three and a half heartbeats, which are all that keeps it up, and at least ten seconds; a member of a group after two
 //! and a half minutes. Whatever a dialler sends has to be acknowledged within a second. A node has at most four links to a unit, and may send 500 messages a

@@ -8,7 +8,7 @@ use quinn_proto::{
     Connection, Dir, Event as ConnectionEvent, ReadError, ReadableError, StreamEvent, StreamId, WriteError,
 };
 use rustls::pki_types::CertificateDer;
-use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
+use weir_health_protocol::{DecodeError, MESSAGE_MAX, Message, decode, encode};
 use weir_identity::UnitId;
 
 use crate::hub::{Event, LinkId, Network};
@@ -243,7 +243,7 @@ impl Line {
         }
         let bytes = encode(message);
         let mut datagrams = self.connection.datagrams();
-        if matches!(message.body, Body::Heartbeat(_)) && datagrams.max_size().is_some_and(|most| bytes.len() <= most) {
+        if message.is_transient() && datagrams.max_size().is_some_and(|most| bytes.len() <= most) {
             let _ = datagrams.send(bytes.into(), true);
             return true;
         }

@@ -8,7 +8,7 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
-use weir_health_protocol::{Body, DecodeError, MESSAGE_MAX, Message, decode, encode};
+use weir_health_protocol::{DecodeError, MESSAGE_MAX, Message, decode, encode};
 
 use crate::clock::some_of;
 use crate::keys::{Names, names};
@@ -46,14 +46,11 @@ struct Watched {
 }
 
 impl LinkEnd {
-    /// Sends a message: heartbeats as they come, everything else in order.
+    /// Sends a message: what may be lost as it comes, everything else in order.
     ///
     /// A peer that does not take them loses its connection: it would be told the truth by digests once it is back.
     pub(crate) fn send(&self, message: &Message) {
-        self.send_bytes(matches!(message.body, Body::Heartbeat(_)), encode(message));
-    }
-
-    fn send_bytes(&self, beats: bool, bytes: Vec<u8>) {
+        let bytes = encode(message);
         if let Some(watched) = &self.watched
             && !watched.waits.swap(true, Ordering::Relaxed)
         {
@@ -61,7 +58,7 @@ impl LinkEnd {
             watched.sent.notify_one();
         }
         let fits = self.connection.max_datagram_size().is_some_and(|most| bytes.len() <= most);
-        if beats && fits {
+        if message.is_transient() && fits {
             let _ = self.connection.send_datagram(bytes.into());
         } else if self.ordered.try_send(bytes).is_err() {
             self.close("too slow");

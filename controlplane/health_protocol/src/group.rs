@@ -96,7 +96,7 @@ impl GroupEnd {
         GroupEnd {
             role: Role::Seeking,
             since: now,
-            due: Some(now.after(settings.interval)),
+            due: Some(now),
             peers: peers.map(|peer| (*peer, Known::default())).collect(),
             hint: None,
             deputy: None,
@@ -168,7 +168,10 @@ impl GroupEnd {
             Role::Seeking => {
                 let free = |peer: &HostId| self.peers.get(peer).is_some_and(|known| known.shunned_until <= now);
                 let others = self.peers.keys().copied().filter(|peer| Some(*peer) != self.hint);
-                self.hint.into_iter().chain(others).filter(free).take(TRIED_AT_ONCE).collect()
+                // One after the other: mostly the first is the leader, and a farm that starts is busy.
+                let tried = now.since(self.since).as_millis() / self.tries_next().as_millis().max(1);
+                let tried = usize::try_from(tried).unwrap_or(usize::MAX).saturating_add(1);
+                self.hint.into_iter().chain(others).filter(free).take(tried.min(TRIED_AT_ONCE)).collect()
             }
         }
     }
@@ -198,7 +201,12 @@ impl GroupEnd {
 
     /// The link to a host of the group is down, or could not be made.
     pub fn handle_link_down(&mut self, peer: HostId, now: Moment) {
-        self.shun(peer, now);
+        if self.wanted(now).contains(&peer) {
+            self.shun(peer, now);
+        } else if let Some(known) = self.peers.get_mut(&peer) {
+            // One of the two has given it up: that is no reason not to want it again.
+            (known.linked, known.view) = (false, None);
+        }
         self.members.remove(&peer);
         if self.role == Role::Following(peer) && !self.left {
             self.lose(now);
@@ -294,9 +302,10 @@ impl GroupEnd {
         }
         match self.role {
             Role::Seeking => {
-                self.due = Some(now.after(self.settings.interval / 2));
-                let waited = now.since(self.since) >= self.settings.interval * 3;
-                if self.linked && (waited || !self.expects_leader(now)) {
+                self.due = Some(now.after(self.tries_next()));
+                let waited = now.since(self.since);
+                let expects = waited < self.settings.interval * 3 && self.expects_leader(now);
+                if self.linked && waited >= self.settings.interval && !expects {
                     self.lead(now);
                 }
             }
@@ -500,9 +509,14 @@ impl GroupEnd {
     fn seek(&mut self, now: Moment) {
         self.flush(now);
         (self.role, self.since) = (Role::Seeking, now);
-        self.due = Some(now.after(self.settings.interval));
+        self.due = Some(now.after(self.tries_next()));
         (self.unanswered, self.probed) = (0, None);
         self.members.clear();
+    }
+
+    /// A host that seeks its leader tries one more after so long.
+    fn tries_next(&self) -> Duration {
+        self.settings.interval / TRIED_NEXT
     }
 
     fn shun(&mut self, peer: HostId, now: Moment) {
@@ -592,6 +606,8 @@ impl GroupEnd {
 
 /// So many hosts are tried at once by one that seeks its leader.
 const TRIED_AT_ONCE: usize = 3;
+/// Within that part of a heartbeat's time it tries one more.
+const TRIED_NEXT: u32 = 5;
 /// A host that was not to be had is not tried again for so many heartbeats.
 const SHUNNED: u32 = 10;
 /// A member that has been silent for so many heartbeats is none any more.

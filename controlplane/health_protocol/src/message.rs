@@ -20,6 +20,18 @@ pub struct Message {
     pub body: Body,
 }
 
+impl Message {
+    /// May it be lost or overtaken? The next of its kind says as much: heartbeats, and a leader's answers to them.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match &self.body {
+            Body::Heartbeat(_) => true,
+            Body::Group(view) => self.sequence > 0 && !view.asks,
+            _ => false,
+        }
+    }
+}
+
 /// What a message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {

@@ -504,7 +504,8 @@ pub(crate) fn converge(plan: Plan) -> Result<(u64, World), String> {
     world.heal();
     let settled = world.settle(PEACE.as_millis().try_into().unwrap());
     let led = settled.and_then(|time| world.lose_leaders().map(|()| time));
-    led.map(|time| (time, world)).map_err(|why| format!("seed {seed}: {why}"))
+    let parted = led.and_then(|time| world.part_hosts().map(|()| time));
+    parted.map(|time| (time, world)).map_err(|why| format!("seed {seed}: {why}"))
 }
 
 /// When the world begins, in ms.

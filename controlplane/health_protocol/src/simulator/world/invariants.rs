@@ -160,31 +160,21 @@ impl World {
         let leads = |simulated: &SimulatedHost| simulated.group.as_ref().is_some_and(|end| end.role() == Role::Leading);
         let killed: Vec<u32> = (0..).zip(&self.hosts).filter(|(_, host)| leads(host)).map(|(host, _)| host).collect();
         // Who has begun only now is no concern of this.
-        let follows = |host: u32| {
-            let group = self.hosts[usize::try_from(host).unwrap()].group.as_ref();
-            group.is_some_and(|end| matches!(end.role(), Role::Following(_)))
+        let role = |world: &World, host: u32| {
+            let group = world.hosts[usize::try_from(host).unwrap()].group.as_ref();
+            group.map_or(Role::Seeking, GroupEnd::role)
         };
-        let is_known = |host: u32| (0..self.plan.units).all(|unit| self.agrees(unit, host).is_ok());
-        let watched: Vec<bool> = (0..self.plan.hosts).map(|host| follows(host) && is_known(host)).collect();
+        let watched: Vec<bool> = self
+            .known()
+            .into_iter()
+            .zip(0..)
+            .map(|(known, host)| known && matches!(role(self, host), Role::Following(_)))
+            .collect();
         killed.iter().for_each(|host| self.stop(Node::Host(*host)));
         let three = self.now + 3_000 + 2 * self.plan.delay;
         for _ in 0..60 {
             self.run(self.now + 100);
-            for ((host, simulated), _) in (0..).zip(&self.hosts).zip(&watched).filter(|(_, watched)| **watched) {
-                let Some(truth) = &simulated.end else { continue };
-                for (unit, end) in
-                    self.units.iter().enumerate().filter_map(|(unit, known)| Some((unit, known.end.as_ref()?)))
-                {
-                    let presence = end.host(HostId(host)).map(crate::CachedHost::presence);
-                    if presence != Some(Presence::Live) {
-                        let life = truth.incarnation();
-                        return Err(format!(
-                            "{} ms: leaders {killed:?} are dead, and unit {unit} takes host {host} (life {life}) for {presence:?}",
-                            self.now
-                        ));
-                    }
-                }
-            }
+            self.all_live(&watched).map_err(|why| format!("leaders {killed:?} are dead, and {why}"))?;
             let size = usize::try_from(self.plan.group).unwrap();
             let mut groups = self.hosts.chunks(size).zip(watched.chunks(size)).enumerate();
             let unled = groups.find(|(_, (group, watched))| watched.contains(&true) && !group.iter().any(leads));
@@ -192,7 +182,54 @@ impl World {
                 return Err(format!("{} ms: group {at} has had no leader for three heartbeats", self.now));
             }
         }
+        // They follow it as soon as they have found it.
+        if let Some((host, _)) =
+            (0..).zip(&watched).find(|(host, watched)| **watched && role(self, *host) == Role::Seeking)
+        {
+            return Err(format!("{} ms: host {host} does not follow the new leader", self.now));
+        }
         self.broken.take().map_or(Ok(()), Err)
+    }
+
+    /// Parts all hosts from each other, but not from units: none may be missed.
+    pub(crate) fn part_hosts(&mut self) -> Result<(), String> {
+        if self.plan.group == 1 || self.plan.is_large() {
+            return Ok(());
+        }
+        let watched = self.known();
+        let pairs =
+            (0..self.plan.hosts).flat_map(|a| (a + 1..self.plan.hosts).map(move |b| (Node::Host(a), Node::Host(b))));
+        self.cuts.extend(pairs.collect::<Vec<_>>());
+        for _ in 0..120 {
+            self.run(self.now + 100);
+            self.all_live(&watched).map_err(|why| format!("hosts are parted, and {why}"))?;
+        }
+        self.cuts.clear();
+        self.broken.take().map_or(Ok(()), Err)
+    }
+
+    /// Which hosts live as all units know.
+    fn known(&self) -> Vec<bool> {
+        let lives = |host: &SimulatedHost| host.end.as_ref().is_some_and(|end| !end.is_gone());
+        let is_known = |host: u32| (0..self.plan.units).all(|unit| self.agrees(unit, host).is_ok());
+        (0..).zip(&self.hosts).map(|(host, simulated)| lives(simulated) && is_known(host)).collect()
+    }
+
+    /// Are those hosts live to all units?
+    fn all_live(&self, watched: &[bool]) -> Result<(), String> {
+        for ((host, simulated), _) in (0..).zip(&self.hosts).zip(watched).filter(|(_, watched)| **watched) {
+            let Some(truth) = &simulated.end else { continue };
+            for (unit, end) in
+                self.units.iter().enumerate().filter_map(|(unit, known)| Some((unit, known.end.as_ref()?)))
+            {
+                let presence = end.host(HostId(host)).map(crate::CachedHost::presence);
+                if presence != Some(Presence::Live) {
+                    let (now, life) = (self.now, truth.incarnation());
+                    return Err(format!("{now} ms: unit {unit} takes host {host} (life {life}) for {presence:?}"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How long to run until all caches are right, at most `longest` ms; the reason why not.
