@@ -203,13 +203,16 @@ fn hosts(directory: &Path, count: u32, group: u32, unit: SocketAddr, part: u32) 
             (1..=count).filter(|host| (host - 1) / group % PROCESSES == part).partition(leads);
         // One of each group after the other: whoever looks for its leader asks all that are new, too.
         others.sort_by_key(|host| (host - 1) % group);
-        // They have no machine each: so many at once may look for their unit and their leader.
+        // They have no machine each: so many at once may look for their unit and their leader, and none while this process is late.
         let (mut settling, at_once) = (Vec::new(), 16);
         for host in leaders.into_iter().chain(others) {
             agents.push(begin(directory, host, group, count, unit));
             settling.push(agents.len() - 1);
-            while settling.len() >= at_once {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            let mut is_late = false;
+            while settling.len() >= at_once || is_late {
+                let (begun, rest) = (Instant::now(), Duration::from_millis(5));
+                tokio::time::sleep(rest).await;
+                is_late = begun.elapsed() > rest * 3;
                 settling.retain(|agent| !is_settled(&agents[*agent]));
             }
         }

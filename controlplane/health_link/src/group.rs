@@ -27,6 +27,8 @@ pub(crate) struct GroupLinks {
     next: Arc<AtomicU64>,
     reports: mpsc::Sender<Report>,
     links: BTreeMap<u64, Link>,
+    /// Those to each host; the last is used.
+    by_peer: BTreeMap<HostId, Vec<u64>>,
     dialling: BTreeSet<HostId>,
     over: (mpsc::UnboundedSender<HostId>, mpsc::UnboundedReceiver<HostId>),
     tasks: JoinSet<()>,
@@ -66,6 +68,7 @@ impl GroupLinks {
             next,
             reports,
             links: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
             dialling: BTreeSet::new(),
             over: mpsc::unbounded_channel(),
             tasks,
@@ -91,13 +94,16 @@ impl GroupLinks {
                 Some(peer) => {
                     let dialled = self.dialling.contains(&peer) && end.is_client();
                     self.links.insert(link, Link { peer, end, dialled });
+                    self.by_peer.entry(peer).or_default().push(link);
                     group.handle_link_up(peer, now);
                 }
                 None => end.close("not of this group"),
             },
             Report::Down { link } => {
                 let Some(Link { peer, .. }) = self.links.remove(&link) else { return Some(Report::Down { link }) };
+                self.by_peer.entry(peer).or_default().retain(|other| *other != link);
                 if self.to(peer).is_none() {
+                    self.by_peer.remove(&peer);
                     group.handle_link_down(peer, now);
                 }
             }
@@ -144,7 +150,7 @@ impl GroupLinks {
     }
 
     fn to(&self, peer: HostId) -> Option<&LinkEnd> {
-        self.links.values().rev().find(|link| link.peer == peer).map(|link| &link.end)
+        self.links.get(self.by_peer.get(&peer)?.last()?).map(|link| &link.end)
     }
 
     fn dial(&mut self, peer: HostId) {
@@ -246,8 +252,8 @@ pub(crate) fn pass(
     }
 }
 
-/// Half a heartbeat of a second: who does not answer by then is not waited for.
-const DIAL: Duration = Duration::from_millis(500);
+/// Who does not answer by then is not waited for. Others are tried beside it before.
+const DIAL: Duration = Duration::from_secs(2);
 /// So many handshakes may be going on.
 const HANDSHAKES_MAX: usize = 512;
 const HANDSHAKE: Duration = Duration::from_secs(3);

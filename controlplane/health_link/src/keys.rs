@@ -34,7 +34,7 @@ pub struct Names {
     /// It may speak for these hosts.
     pub hosts: BTreeSet<HostId>,
     /// It may lead these groups, and say that the hosts from one to another live.
-    pub groups: BTreeMap<String, Vec<(HostId, HostId)>>,
+    pub groups: BTreeMap<Arc<str>, Vec<(HostId, HostId)>>,
 }
 
 impl Names {
@@ -267,7 +267,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Names {
         } else if let Some(unit) = name.strip_suffix(UNIT_SUFFIX).and_then(|id| id.parse().ok()) {
             names.unit = Some(UnitId(unit));
         } else if let Some((group, range)) = name.strip_suffix(GROUP_SUFFIX).and_then(vouched) {
-            names.groups.entry(group).or_default().push(range);
+            names.groups.entry(group.into()).or_default().push(range);
         }
     }
     names

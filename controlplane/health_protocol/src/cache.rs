@@ -1,6 +1,7 @@
 //! What a unit knows of one host: a copy of its table, and whether the host is there and the copy right.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
@@ -40,7 +41,7 @@ pub struct CachedHost {
     vouched: Vouched,
     /// Whose word the latest heartbeat was; none if it was the host's own.
     leader: Option<HostId>,
-    group: Option<String>,
+    group: Option<Arc<str>>,
     /// Generation, digest and number of rows in it.
     claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
@@ -223,10 +224,32 @@ impl CachedHost {
     }
 
     /// Remembers its group.
-    pub(crate) fn join(&mut self, group: Option<&str>) {
-        if self.group.as_deref() != group {
-            self.group = group.map(str::to_owned);
+    pub(crate) fn join(&mut self, group: Option<&Arc<str>>) {
+        // The names themselves need not be looked at: with each heartbeat of a leader comes the same one.
+        if self.group.as_ref().map(Arc::as_ptr) != group.map(Arc::as_ptr) {
+            self.group = group.cloned();
         }
+    }
+
+    /// When something is next due for it, if there is no timer for that yet; there is one then.
+    pub(crate) fn schedule(&mut self, forget: Duration, now: Moment) -> Option<Moment> {
+        let mut due = match self.presence {
+            Presence::Live | Presence::Expected => self.heard.after(self.age_out()),
+            Presence::Silent | Presence::Gone => self.presence_since.max(self.heard).after(forget),
+        };
+        if let Some(Doubt { since, ask_at, .. }) = self.doubt {
+            due = due.min(ask_at);
+            if self.presence == Presence::Live {
+                due = due.min(since.after(self.age_out()));
+            }
+        }
+        due = due.max(now.after(Duration::from_millis(1)));
+        // A timer that comes too early only sets the next one: heartbeats need not have any.
+        if self.timer.is_some_and(|timer| timer <= due) {
+            return None;
+        }
+        self.timer = Some(due);
+        Some(due)
     }
 
     /// Whom to ask the `attempt`th time: the host, and if it does not answer the unit that passed it on, or any other.

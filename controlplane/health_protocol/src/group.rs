@@ -561,6 +561,12 @@ impl GroupEnd {
 
     /// Looks for another leader: asks one after another of those that do not follow.
     fn probe(&mut self, now: Moment) {
+        let awaits =
+            |peer: HostId| self.peers.get(&peer).is_some_and(|known| !known.linked && known.shunned_until <= now);
+        if self.probed.is_some_and(awaits) {
+            // Somebody who is slow has as much to do as all others who begin; to ask yet another one would make it more.
+            return;
+        }
         let after = self.probed.unwrap_or(HostId(0));
         let candidate =
             |(peer, known): &(&HostId, &Known)| known.shunned_until <= now && !self.members.contains_key(*peer);

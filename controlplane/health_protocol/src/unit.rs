@@ -2,11 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
-use crate::cache::{Applied, CachedHost, Doubt, Presence};
+use crate::cache::{Applied, CachedHost, Presence};
 use crate::host::DOUBTED_AFTER;
 use crate::message::{Beat, Body, Message, Postulate, Wrong};
 use crate::planted::{Bug, planted};
@@ -55,7 +56,7 @@ pub struct Claims {
     /// Hosts whose tables it may keep.
     pub hosts: BTreeSet<HostId>,
     /// From which host to which it may say that they live, as the leader of a group: by the group's name.
-    pub vouches: BTreeMap<String, Vec<(HostId, HostId)>>,
+    pub vouches: BTreeMap<Arc<str>, Vec<(HostId, HostId)>>,
 }
 
 impl Claims {
@@ -67,9 +68,9 @@ impl Claims {
 
     /// The group that this host may be a member of, if the node may lead it.
     #[must_use]
-    pub fn group_of(&self, host: HostId) -> Option<&str> {
+    pub fn group_of(&self, host: HostId) -> Option<&Arc<str>> {
         let has = |ranges: &[(HostId, HostId)]| ranges.iter().any(|(first, last)| (*first..=*last).contains(&host));
-        self.vouches.iter().find(|(_, ranges)| has(ranges)).map(|(group, _)| group.as_str())
+        self.vouches.iter().find(|(_, ranges)| has(ranges)).map(|(group, _)| group)
     }
 }
 
@@ -358,7 +359,10 @@ impl UnitEnd {
         } else if right {
             cached.set_presence(Presence::Live, now);
         }
-        self.settle(host, now);
+        self.timers.extend(cached.schedule(self.settings.forget, now).map(|due| Reverse((due, host))));
+        if cached.has_changes() {
+            self.collect_changes(host);
+        }
         if let Origin::Host(_) = origin {
             self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
         }
@@ -697,27 +701,14 @@ impl UnitEnd {
     /// Something was heard of a host, or its time has come: sets its timer, and collects its changes.
     fn settle(&mut self, host: HostId, now: Moment) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
-        let mut due = match cached.presence {
-            Presence::Live | Presence::Expected => cached.heard.after(cached.age_out()),
-            Presence::Silent | Presence::Gone => cached.presence_since.max(cached.heard).after(self.settings.forget),
-        };
-        if let Some(Doubt { since, ask_at, .. }) = cached.doubt {
-            due = due.min(ask_at);
-            if cached.presence == Presence::Live {
-                due = due.min(since.after(cached.age_out()));
-            }
+        self.timers.extend(cached.schedule(self.settings.forget, now).map(|due| Reverse((due, host))));
+        if cached.has_changes() {
+            self.collect_changes(host);
         }
-        due = due.max(now.after(Duration::from_millis(1)));
-        // A timer that comes too early only sets the next one: heartbeats need not touch the heap.
-        if cached.timer.is_none_or(|timer| due < timer) {
-            cached.timer = Some(due);
-            self.timers.push(Reverse((due, host)));
-        }
-        self.collect_changes(host);
     }
 
     fn collect_changes(&mut self, host: HostId) {
-        let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.has_changes()) else { return };
+        let Some(cached) = self.hosts.get_mut(&host) else { return };
         let changes = cached.take_changes();
         self.generation += 1;
         for application in changes {

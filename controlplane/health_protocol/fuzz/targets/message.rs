@@ -33,7 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(encode(&message), bytes);
 
     let (host, now) = (message.host, Moment(1_000));
-    let claims = Claims { hosts: BTreeSet::from([host]), vouches: [("g".to_owned(), vec![(HostId(0), HostId(100))])].into() };
+    let claims = Claims { hosts: BTreeSet::from([host]), vouches: [("g".into(), vec![(HostId(0), HostId(100))])].into() };
     let mut unit = UnitEnd::new(UnitSettings::new(UnitId(1), Incarnation(1)));
     unit.handle_unit_up(UnitId(2), now);
     for (origin, now) in [(Origin::Host(&claims), now), (Origin::Unit(UnitId(2)), Moment(1_500)), (Origin::Host(&claims), Moment(9_000))] {

@@ -489,7 +489,7 @@ impl World {
 fn claims(node: Node, group: u32) -> Claims {
     let Node::Host(host) = node else { return Claims::default() };
     let first = host / group * group;
-    let vouches = (group > 1).then(|| (format!("g{first}"), vec![(HostId(first), HostId(first + group - 1))]));
+    let vouches = (group > 1).then(|| (format!("g{first}").into(), vec![(HostId(first), HostId(first + group - 1))]));
     Claims { hosts: BTreeSet::from([HostId(host)]), vouches: vouches.into_iter().collect() }
 }
 
