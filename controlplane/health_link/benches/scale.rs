@@ -204,7 +204,7 @@ fn hosts(directory: &Path, count: u32, group: u32, unit: SocketAddr, part: u32) 
         // One of each group after the other: whoever looks for its leader asks all that are new, too.
         others.sort_by_key(|host| (host - 1) % group);
         // They have no machine each: so many at once may look for their unit and their leader, and none while this process is late.
-        let (mut settling, at_once) = (Vec::new(), 16);
+        let (mut settling, at_once) = (Vec::new(), 6);
         for host in leaders.into_iter().chain(others) {
             agents.push(begin(directory, host, group, count, unit));
             settling.push(agents.len() - 1);
@@ -212,7 +212,7 @@ fn hosts(directory: &Path, count: u32, group: u32, unit: SocketAddr, part: u32) 
             while settling.len() >= at_once || is_late {
                 let (begun, rest) = (Instant::now(), Duration::from_millis(5));
                 tokio::time::sleep(rest).await;
-                is_late = begun.elapsed() > rest * 3;
+                is_late = begun.elapsed() > rest + rest;
                 settling.retain(|agent| !is_settled(&agents[*agent]));
             }
         }

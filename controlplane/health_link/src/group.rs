@@ -30,6 +30,8 @@ pub(crate) struct GroupLinks {
     /// Those to each host; the last is used.
     by_peer: BTreeMap<HostId, Vec<u64>>,
     dialling: BTreeSet<HostId>,
+    /// What the links were last compared with; none if there are others since.
+    compared: Option<Vec<HostId>>,
     over: (mpsc::UnboundedSender<HostId>, mpsc::UnboundedReceiver<HostId>),
     tasks: JoinSet<()>,
 }
@@ -70,6 +72,7 @@ impl GroupLinks {
             links: BTreeMap::new(),
             by_peer: BTreeMap::new(),
             dialling: BTreeSet::new(),
+            compared: None,
             over: mpsc::unbounded_channel(),
             tasks,
         })
@@ -80,6 +83,7 @@ impl GroupLinks {
         let Some(links) = links else { return std::future::pending().await };
         while let Some(peer) = links.over.1.recv().await {
             links.dialling.remove(&peer);
+            links.compared = None;
             if links.to(peer).is_none() {
                 return peer;
             }
@@ -95,6 +99,7 @@ impl GroupLinks {
                     let dialled = self.dialling.contains(&peer) && end.is_client();
                     self.links.insert(link, Link { peer, end, dialled });
                     self.by_peer.entry(peer).or_default().push(link);
+                    self.compared = None;
                     group.handle_link_up(peer, now);
                 }
                 None => end.close("not of this group"),
@@ -102,6 +107,7 @@ impl GroupLinks {
             Report::Down { link } => {
                 let Some(Link { peer, .. }) = self.links.remove(&link) else { return Some(Report::Down { link }) };
                 self.by_peer.entry(peer).or_default().retain(|other| *other != link);
+                self.compared = None;
                 if self.to(peer).is_none() {
                     self.by_peer.remove(&peer);
                     group.handle_link_down(peer, now);
@@ -133,15 +139,20 @@ impl GroupLinks {
                 To::Peer(peer) => self.to(peer).into_iter().for_each(|end| end.send(&message)),
             }
         }
-        let wanted: BTreeSet<HostId> = group.wanted(now).into_iter().collect();
+        while self.tasks.try_join_next().is_some() {}
+        let wanted = group.wanted(now);
+        if self.compared.as_ref() == Some(&wanted) {
+            // A leader comes by here with every heartbeat of its many members.
+            return;
+        }
         let unwanted = |link: &&Link| link.dialled && !wanted.contains(&link.peer);
         self.links.values().filter(unwanted).for_each(|link| link.end.close("not wanted any more"));
-        for peer in wanted {
-            if self.to(peer).is_none() && !self.dialling.contains(&peer) {
-                self.dial(peer);
+        for peer in &wanted {
+            if self.to(*peer).is_none() && !self.dialling.contains(peer) {
+                self.dial(*peer);
             }
         }
-        while self.tasks.try_join_next().is_some() {}
+        self.compared = Some(wanted);
     }
 
     /// Ends all links.

@@ -329,7 +329,7 @@ const LINKS_OF_ONE: usize = 4;
 const REST: Duration = Duration::from_secs(1);
 /// With so many packets in so long a time, they are taken several at once.
 const PACE_TAKEN_IN: Duration = Duration::from_millis(100);
-const PACE_FAST: usize = 50;
+const PACE_FAST: usize = 25;
 const COLLECTED_IN: Duration = Duration::from_millis(10);
 /// Certificates that expire while their links are up are noticed within this time.
 const EXPIRY: Duration = Duration::from_secs(600);

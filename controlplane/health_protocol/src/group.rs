@@ -70,6 +70,8 @@ pub struct GroupEnd {
     pending: BTreeMap<HostId, (Moment, Beat)>,
     /// A host that does not follow: does it follow another leader?
     probed: Option<HostId>,
+    /// Not before that is another one looked for, who is asked after as many heartbeats as there were in vain.
+    probes: (Moment, u32),
     out: VecDeque<(To, Message)>,
     refusals: Refusals,
 }
@@ -108,6 +110,7 @@ impl GroupEnd {
             members: BTreeMap::new(),
             pending: BTreeMap::new(),
             probed: None,
+            probes: (now, 0),
             out: VecDeque::new(),
             refusals: Refusals::default(),
             settings,
@@ -193,6 +196,7 @@ impl GroupEnd {
     pub fn handle_link_up(&mut self, peer: HostId, now: Moment) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
         (known.linked, known.shunned_until) = (true, now);
+        self.probes = (now, 0);
         self.members.remove(&peer);
         if !self.left {
             self.send_view(peer, true, 0);
@@ -213,6 +217,8 @@ impl GroupEnd {
         }
         if self.probed == Some(peer) {
             self.probed = None;
+            let (_, in_vain) = self.probes;
+            self.probes = (now.after(self.settings.interval * in_vain), (in_vain + 1).min(PROBES_REST));
         }
     }
 
@@ -453,6 +459,9 @@ impl GroupEnd {
             Role::Leading => {
                 let other = view.leader.filter(|leader| self.peers.contains_key(leader) && *leader != from);
                 self.probed = other.or(self.probed);
+                if let Some(other) = other.filter(|other| self.peers[other].linked) {
+                    self.send_view(other, true, 0);
+                }
             }
         }
     }
@@ -563,7 +572,7 @@ impl GroupEnd {
     fn probe(&mut self, now: Moment) {
         let awaits =
             |peer: HostId| self.peers.get(&peer).is_some_and(|known| !known.linked && known.shunned_until <= now);
-        if self.probed.is_some_and(awaits) {
+        if self.probed.is_some_and(awaits) || now < self.probes.0 {
             // Somebody who is slow has as much to do as all others who begin; to ask yet another one would make it more.
             return;
         }
@@ -613,9 +622,11 @@ impl GroupEnd {
 /// So many hosts are tried at once by one that seeks its leader.
 const TRIED_AT_ONCE: usize = 3;
 /// Within that part of a heartbeat's time it tries one more.
-const TRIED_NEXT: u32 = 5;
+const TRIED_NEXT: u32 = 2;
 /// A host that was not to be had is not tried again for so many heartbeats.
 const SHUNNED: u32 = 10;
+/// A leader that finds nobody rests for no longer than so many heartbeats before it looks for another one.
+const PROBES_REST: u32 = 4;
 /// A member that has been silent for so many heartbeats is none any more.
 const MEMBER_BEATS: u32 = 3;
 /// Within that part of a heartbeat's time the leader passes on what it has got.
