@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use quinn::udp::{self, BATCH_SIZE, RecvMeta};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
-use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Transmit};
+use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Incoming, Transmit};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use weir_health_protocol::{DecodeError, Message};
 use weir_identity::UnitId;
@@ -223,22 +223,24 @@ impl Hub {
             {
                 self.waiting.push_unproven(incoming, now);
             }
-            // Nothing is kept of it until it comes again with a proof of where it is (RFC 9000, 8.1.2).
-            Some(DatagramEvent::NewConnection(incoming)) => {
-                self.packet.clear();
-                match self.endpoint.retry(incoming, &mut self.packet) {
-                    Ok(transmit) => {
-                        self.counts.retried += 1;
-                        transmit_one(&*self.socket, &transmit, &self.packet);
-                    }
-                    Err(error) => {
-                        self.counts.turned_away += 1;
-                        self.endpoint.ignore(error.into_incoming());
-                    }
-                }
-            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.ask_for_proof(incoming),
             Some(DatagramEvent::Response(transmit)) => transmit_one(&*self.socket, &transmit, &self.packet),
             None => {}
+        }
+    }
+
+    /// Nothing is kept of it until it comes again with a proof of where it is (RFC 9000, 8.1.2). If it has come with one, it is turned away.
+    fn ask_for_proof(&mut self, incoming: Incoming) {
+        self.packet.clear();
+        match self.endpoint.retry(incoming, &mut self.packet) {
+            Ok(transmit) => {
+                self.counts.retried += 1;
+                transmit_one(&*self.socket, &transmit, &self.packet);
+            }
+            Err(error) => {
+                self.counts.turned_away += 1;
+                self.endpoint.ignore(error.into_incoming());
+            }
         }
     }
 
@@ -367,10 +369,7 @@ impl Hub {
 
     /// Begins the handshakes that there is room for.
     fn accept(&mut self, now: Instant) {
-        for stale in self.waiting.stale(now) {
-            self.counts.turned_away += 1;
-            self.endpoint.ignore(stale);
-        }
+        self.waiting.stale(now).into_iter().for_each(|incoming| self.ask_for_proof(incoming));
         for _ in 0..BEGUN_AT_ONCE {
             if !self.has_room() {
                 return;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
-use quinn_proto::HashedConnectionIdGenerator;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::UnixTime;
@@ -24,6 +23,7 @@ use weir_health_protocol::Claims;
 use weir_identity::{HostId, UnitId};
 
 use crate::admission::Admission;
+use crate::cids::Cids;
 use crate::tickets::Tickets;
 
 /// Whom a certificate names.
@@ -249,9 +249,10 @@ impl Keys {
     /// not only when it has waited for nothing.
     pub(crate) fn endpoint(&self) -> EndpointConfig {
         let digest = ring::digest::digest(&ring::digest::SHA256, self.key.secret_der());
-        let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, digest.as_ref())));
-        let number = digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(number)));
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, digest.as_ref());
+        let of_ids = ring::hmac::sign(&key, b"connection ids").as_ref().first_chunk().copied().unwrap_or_default();
+        let mut config = EndpointConfig::new(Arc::new(key));
+        config.cid_generator(move || Box::new(Cids::new(of_ids))).min_reset_interval(RESETS);
         config
     }
 }
@@ -361,6 +362,8 @@ const TICKETS: usize = 2;
 /// What is kept of those whose handshake has to wait, after the first packet, in bytes.
 const INCOMING_EACH: u64 = 16 << 10;
 const INCOMING_ALL: u64 = 16 << 20;
+/// A unit that was killed and started again tells thousands of hosts that it knows nothing of them.
+const RESETS: Duration = Duration::from_micros(50);
 /// No link is idle for longer: three heartbeats of a minute, and one late.
 const IDLE_MAX: Duration = Duration::from_secs(230);
 

@@ -47,6 +47,7 @@
 mod admission;
 mod agent;
 mod checks;
+mod cids;
 mod clock;
 mod group;
 mod http;

@@ -95,12 +95,14 @@ impl<T> Waiting<T> {
 
     /// Those that have waited for too long.
     pub(super) fn stale(&mut self, now: Instant) -> Vec<T> {
-        let is_stale = |(since, _): &&(Instant, T)| now.saturating_duration_since(*since) > PATIENCE;
-        let stale = |queue: &mut Queue<T>| queue.drain(..queue.iter().take_while(is_stale).count()).collect::<Vec<_>>();
-        let mut all: Vec<_> = self.proven.values_mut().flat_map(stale).collect();
+        let stale = |queue: &mut Queue<T>, patience: Duration| {
+            let is_stale = |(since, _): &&(Instant, T)| now.saturating_duration_since(*since) > patience;
+            queue.drain(..queue.iter().take_while(is_stale).count()).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = self.proven.values_mut().flat_map(|queue| stale(queue, PATIENCE)).collect();
         self.proven.retain(|_, queue| !queue.is_empty());
         self.count -= all.len();
-        all.extend(stale(&mut self.unproven));
+        all.extend(stale(&mut self.unproven, PATIENCE_UNPROVEN));
         all.into_iter().map(|(_, incoming)| incoming).collect()
     }
 
@@ -114,6 +116,8 @@ impl<T> Waiting<T> {
 const WAITING_MAX: usize = 16_384;
 /// As long as a host waits for its unit.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Those with a proof come first: whoever has none is better off with one.
+const PATIENCE_UNPROVEN: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -154,7 +158,8 @@ mod tests {
         assert_eq!((waiting.len(), network("2001:db8::ffff")), (WAITING_MAX, one));
         assert!(waiting.stale(now + PATIENCE).is_empty());
         waiting.push_unproven(0, now);
-        assert_eq!(waiting.stale(now + PATIENCE * 2).len(), WAITING_MAX + 1);
+        assert_eq!(waiting.stale(now + PATIENCE_UNPROVEN * 2).len(), 1);
+        assert_eq!(waiting.stale(now + PATIENCE * 2).len(), WAITING_MAX);
         assert_eq!(waiting.len(), 0);
     }
 
