@@ -231,6 +231,11 @@ impl CachedHost {
         }
     }
 
+    /// Is there nothing to be done for it but to go on waiting for its heartbeats?
+    pub(crate) fn is_at_rest(&self, now: Moment) -> bool {
+        self.presence == Presence::Live && self.doubt.is_none() && now.since(self.heard) < self.age_out()
+    }
+
     /// When something is next due for it, if there is no timer for that yet; there is one then.
     pub(crate) fn schedule(&mut self, forget: Duration, now: Moment) -> Option<Moment> {
         let mut due = match self.presence {

@@ -630,4 +630,4 @@ const PROBES_REST: u32 = 4;
 /// A member that has been silent for so many heartbeats is none any more.
 const MEMBER_BEATS: u32 = 3;
 /// Within that part of a heartbeat's time the leader passes on what it has got.
-const PASSED_ON_IN: u32 = 5;
+const PASSED_ON_IN: u32 = 3;

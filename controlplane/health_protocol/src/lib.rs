@@ -71,8 +71,9 @@
 //! | 9 group | length of the group's name (1, to 63) and the name, flags (1: bit 0 linked to a unit, bit 1 asks, bit 2 has a leader, bit 3 has a deputy), if so the leader (4), if so the deputy (4), members (2) |
 //!
 //! - A host's incarnation: 3 - rank (2 bits), milliseconds since 1970 when that life began (42 bits), chance (20 bits).
-//! - *beat*: host (4), incarnation (8), sequence (8), generation (8), digest (8), rows (2), interval in ms (2, not 0), flags (1: bit 0 pass
-//!   it on, bit 1 has a name, bit 2 vouched for by a leader, bit 3 and is leaving), if so the leader (4), and if there is one the length of the name (1) and the name.
+//! - *beat*: flags (1: bit 0 pass it on, bit 1 has a name, bit 2 vouched for by a leader, bit 3 and is leaving), incarnation (8), digest (8), then as
+//!   *short numbers* host, sequence, generation, rows, interval in ms (not 0) and, if so, the leader; if there is one the length of the name (1) and the name.
+//! - *short number*: seven bits in each byte, the lowest first, bit 7 if there are more; in as few bytes as possible. A leader speaks for many.
 //! - *operation*: 1 and a *row*: it is there; 2, application (4), version (8), *state*: it is another; 3, application (4), version (8): it is gone.
 //! - *row*: application (4), version (8), *state*, protocol (1), VIP, endpoint, length of the detail (1, to 128), detail in UTF-8. VIP and
 //!   endpoint: 0, or 4 or 6 and address (4 or 16) and port (2).

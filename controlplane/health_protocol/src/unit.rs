@@ -1,7 +1,6 @@
 //! The unit's end: the consolidated cache by host and by application, and what keeps it right.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +110,7 @@ pub struct UnitEnd {
     /// There is a link to their agents, whether they are known or not.
     linked: BTreeSet<HostId>,
     by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
-    timers: BinaryHeap<Reverse<(Moment, HostId)>>,
+    timers: Timers,
     relay: Relay,
     out: VecDeque<(Peer, Message)>,
     changed: BTreeSet<(HostId, ApplicationId)>,
@@ -129,7 +128,7 @@ impl UnitEnd {
             hosts: BTreeMap::new(),
             linked: BTreeSet::new(),
             by_application: BTreeMap::new(),
-            timers: BinaryHeap::new(),
+            timers: Timers::default(),
             relay: Relay::default(),
             out: VecDeque::new(),
             changed: BTreeSet::new(),
@@ -216,7 +215,7 @@ impl UnitEnd {
             self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
         let due = now.after(cached.age_out());
         cached.timer = Some(due);
-        self.timers.push(Reverse((due, host)));
+        self.timers.set(due, host);
     }
 
     /// There is a link to another unit. What it has missed it asks for by the next heartbeats.
@@ -359,7 +358,7 @@ impl UnitEnd {
         } else if right {
             cached.set_presence(Presence::Live, now);
         }
-        self.timers.extend(cached.schedule(self.settings.forget, now).map(|due| Reverse((due, host))));
+        self.timers.set_if(cached.schedule(self.settings.forget, now), host);
         if cached.has_changes() {
             self.collect_changes(host);
         }
@@ -505,17 +504,23 @@ impl UnitEnd {
     /// When [`UnitEnd::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
-        self.timers.peek().map(|Reverse((due, _))| *due)
+        self.timers.next()
     }
 
     /// Time has come for something.
     pub fn handle_timeout(&mut self, now: Moment) {
-        while let Some(&Reverse((due, host))) = self.timers.peek().filter(|Reverse((due, _))| *due <= now) {
-            self.timers.pop();
-            let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due)) else { continue };
-            cached.timer = None;
-            self.host_timeout(host, now);
-            self.settle(host, now);
+        while let Some((due, hosts)) = self.timers.pop(now) {
+            for host in hosts {
+                let timed = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due));
+                let Some(cached) = timed else { continue };
+                cached.timer = None;
+                if cached.is_at_rest(now) {
+                    self.timers.set_if(cached.schedule(self.settings.forget, now), host);
+                    continue;
+                }
+                self.host_timeout(host, now);
+                self.settle(host, now);
+            }
         }
     }
 
@@ -701,7 +706,7 @@ impl UnitEnd {
     /// Something was heard of a host, or its time has come: sets its timer, and collects its changes.
     fn settle(&mut self, host: HostId, now: Moment) {
         let Some(cached) = self.hosts.get_mut(&host) else { return };
-        self.timers.extend(cached.schedule(self.settings.forget, now).map(|due| Reverse((due, host))));
+        self.timers.set_if(cached.schedule(self.settings.forget, now), host);
         if cached.has_changes() {
             self.collect_changes(host);
         }
@@ -726,8 +731,30 @@ impl UnitEnd {
     }
 }
 
+/// When which hosts are to be looked at. What one message says of many of them is due for all at once.
+#[derive(Debug, Default)]
+struct Timers(BTreeMap<Moment, Vec<HostId>>);
+
+impl Timers {
+    fn set(&mut self, due: Moment, host: HostId) {
+        self.0.entry(due).or_default().push(host);
+    }
+
+    fn set_if(&mut self, due: Option<Moment>, host: HostId) {
+        due.into_iter().for_each(|due| self.set(due, host));
+    }
+
+    fn next(&self) -> Option<Moment> {
+        self.0.keys().next().copied()
+    }
+
+    fn pop(&mut self, now: Moment) -> Option<(Moment, Vec<HostId>)> {
+        self.0.first_entry().filter(|first| *first.key() <= now).map(|first| first.remove_entry())
+    }
+}
+
 /// So many heartbeats fit into a datagram, without names.
-pub(crate) const BEATS_MAX: usize = 24;
+pub(crate) const BEATS_MAX: usize = 32;
 /// A life that only a leader speaks of is asked for that much less often.
 const VOUCHED_RETRY: u32 = 5;
 

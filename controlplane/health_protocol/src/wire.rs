@@ -166,22 +166,30 @@ fn put_unit(out: &mut Vec<u8>, unit: UnitId, incarnation: Incarnation) {
 }
 
 fn put_beat(out: &mut Vec<u8>, beat: &Beat) {
-    out.extend(beat.host.0.to_be_bytes());
-    out.extend(beat.incarnation.0.to_be_bytes());
-    out.extend(beat.sequence.to_be_bytes());
-    out.extend(beat.generation.to_be_bytes());
-    out.extend(beat.digest.to_be_bytes());
-    out.extend(beat.rows.to_be_bytes());
-    out.extend(beat.interval_ms.to_be_bytes());
     let named = beat.name.as_deref();
-    let flags = [beat.forward, named.is_some(), beat.voucher.is_some(), beat.leaving];
-    out.push(flag_bits(flags));
+    out.push(flag_bits([beat.forward, named.is_some(), beat.voucher.is_some(), beat.leaving]));
+    out.extend(beat.incarnation.0.to_be_bytes());
+    out.extend(beat.digest.to_be_bytes());
+    put_short(out, beat.host.0.into());
+    put_short(out, beat.sequence);
+    put_short(out, beat.generation);
+    put_short(out, beat.rows.into());
+    put_short(out, beat.interval_ms.into());
     if let Some(voucher) = beat.voucher {
-        out.extend(voucher.0.to_be_bytes());
+        put_short(out, voucher.0.into());
     }
     if let Some(name) = named {
         put_text(out, name);
     }
+}
+
+/// Seven bits in each byte, the lowest first; the highest bit says that there are more.
+fn put_short(out: &mut Vec<u8>, mut number: u64) {
+    while number > LOW_BITS.into() {
+        out.push(number.to_le_bytes()[0] | MORE);
+        number >>= LOW_BITS.count_ones();
+    }
+    out.push(number.to_le_bytes()[0]);
 }
 
 fn put_group(out: &mut Vec<u8>, view: &GroupView) {
@@ -299,6 +307,23 @@ impl Reader<'_> {
         self.take().map(u64::from_be_bytes)
     }
 
+    /// A number of [`put_short`], in no more bytes than it takes.
+    fn short<T: TryFrom<u64>>(&mut self) -> Result<T, DecodeError> {
+        let (mut number, mut shift) = (0, 0);
+        loop {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & LOW_BITS);
+            self.require("a short number's byte", byte.into(), shift < u64::BITS && bits << shift >> shift == bits)?;
+            number |= bits << shift;
+            if byte & MORE == 0 {
+                self.require("a short number's last byte", 0, byte > 0 || shift == 0)?;
+                let field = "a short number";
+                return T::try_from(number).map_err(|_| DecodeError::Value { field, value: number, at: self.at });
+            }
+            shift += LOW_BITS.count_ones();
+        }
+    }
+
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
@@ -324,14 +349,13 @@ impl Reader<'_> {
     }
 
     fn beat(&mut self) -> Result<Beat, DecodeError> {
-        let host = HostId(self.u32()?);
-        let incarnation = Incarnation(self.u64()?);
-        let (sequence, generation, digest) = (self.u64()?, self.u64()?, self.u64()?);
-        let (rows, interval_ms) = (self.u16()?, self.u16()?);
-        self.require("the heartbeat's interval", 0, interval_ms > 0)?;
         let [forward, named, vouched, leaving] = self.flags("the heartbeat's flags")?;
         self.require("leaving without a voucher", 1, vouched || !leaving)?;
-        let voucher = if vouched { Some(HostId(self.u32()?)) } else { None };
+        let (incarnation, digest) = (Incarnation(self.u64()?), self.u64()?);
+        let (host, sequence, generation) = (HostId(self.short()?), self.short()?, self.short()?);
+        let (rows, interval_ms) = (self.short()?, self.short()?);
+        self.require("the heartbeat's interval", 0, interval_ms > 0)?;
+        let voucher = if vouched { Some(HostId(self.short()?)) } else { None };
         let name = if named { Some(self.text("the name", NAME_MAX)?) } else { None };
         Ok(Beat { host, incarnation, sequence, generation, digest, rows, interval_ms, forward, voucher, leaving, name })
     }
@@ -426,6 +450,9 @@ impl Reader<'_> {
 
 /// The version that is spoken here.
 pub const VERSION: u8 = 1;
+/// Of a byte of a short number.
+const LOW_BITS: u8 = 0x7f;
+const MORE: u8 = 0x80;
 /// The longest message, in bytes.
 pub const MESSAGE_MAX: usize = 256 * 1024;
 /// The longest DNS name.
@@ -444,22 +471,22 @@ pub(crate) mod tests {
 
     fn beat() -> impl Strategy<Value = Beat> {
         (
-            any::<[u64; 4]>(),
+            (any::<[u64; 4]>(), [0..64_u32, 0..64]),
             any::<(u32, u16, [bool; 2], Option<u32>)>(),
             1..=u16::MAX,
             prop::option::of("[a-z0-9.-]{0,60}"),
         )
             .prop_map(
                 |(
-                    [incarnation, sequence, generation, digest],
+                    ([incarnation, sequence, generation, digest], [short, shorter]),
                     (host, rows, [forward, leaving], voucher),
                     interval_ms,
                     name,
                 )| Beat {
                     host: HostId(host),
                     incarnation: Incarnation(incarnation),
-                    sequence,
-                    generation,
+                    sequence: sequence >> short,
+                    generation: generation >> shorter,
                     digest,
                     rows,
                     interval_ms,
@@ -582,9 +609,18 @@ pub(crate) mod tests {
         let body = Body::Heartbeat(vec![beat]);
         let message = Message { host: HostId(7), incarnation: Incarnation(0x0102), sequence: 3, body };
         let head = [1, 1, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3];
-        let count_and_host = [0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3];
-        let rest = [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0x55, 0, 2, 3, 0xe8, 3, 2, b'h', b'7'];
-        assert_eq!(encode(&message), [&head[..], &count_and_host, &rest].concat());
+        let count_flags_and_life = [0, 1, 3, 0, 0, 0, 0, 0, 0, 1, 2];
+        let rest = [0, 0, 0, 0, 0, 0, 0, 0x55, 7, 3, 4, 2, 0xe8, 7, 2, b'h', b'7'];
+        let bytes = [&head[..], &count_flags_and_life, &rest].concat();
+        assert_eq!(encode(&message), bytes);
+        // A short number is as short as it can be.
+        let at = bytes.iter().rposition(|byte| *byte == 0xe8).unwrap();
+        let (mut longer, mut larger) = (bytes.clone(), bytes);
+        longer.splice(at..at + 2, [0xe8, 0x87, 0]);
+        larger.splice(at..at + 2, [0xff, 0xff, 4]);
+        for bytes in [longer, larger] {
+            assert!(matches!(decode(&bytes), Err(DecodeError::Value { .. })), "{bytes:?}");
+        }
     }
 
     #[test]
