@@ -151,11 +151,18 @@ async fn listen(keys: &Path, address: SocketAddr, hosts: u32, group: u32, second
 }
 
 async fn all_known(listener: &Listener, hosts: u32, seconds: u64) {
-    let begun = Instant::now();
-    while known(listener) < hosts as usize {
+    let (begun, mut told) = (Instant::now(), 0);
+    loop {
+        let (known, waited) = (known(listener), begun.elapsed().as_secs());
+        if known == hosts as usize {
+            return;
+        }
+        assert!(waited < seconds, "only {known} of {hosts} hosts are live");
+        if waited >= told + 10 {
+            told = waited;
+            eprintln!("{waited} s: {known} of {hosts} hosts are live");
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let waited = begun.elapsed();
-        assert!(waited < Duration::from_secs(seconds), "only {} of {hosts} hosts are live", known(listener));
     }
 }
 

@@ -66,7 +66,7 @@ impl GroupLinks {
             plan,
             endpoint,
             keys,
-            patience: Patience::heartbeat(interval),
+            patience: Patience::answered(interval),
             next,
             reports,
             links: BTreeMap::new(),

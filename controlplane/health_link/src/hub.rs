@@ -51,6 +51,7 @@ pub(crate) type LinkId = ConnectionHandle;
 /// A unit's socket and all connections on it.
 pub(crate) struct Hub {
     socket: Arc<dyn AsyncUdpSocket>,
+    is_v6: bool,
     endpoint: Endpoint,
     keys: Keys,
     lines: Slots<Line>,
@@ -132,6 +133,7 @@ impl Hub {
             let _ = buffers.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
         }
         let _ = buffers.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
+        let is_v6 = socket.local_addr()?.is_ipv6();
         let socket = TokioRuntime.wrap_udp_socket(socket)?;
         keys.client(Patience::UNITS)?;
         let endpoint = Endpoint::new(Arc::new(keys.endpoint()), Some(Arc::new(keys.server()?)), false, None);
@@ -140,6 +142,7 @@ impl Hub {
         let peer = |(unit, address)| (unit, Peer { address, link: None, next: now });
         Ok(Hub {
             socket,
+            is_v6,
             endpoint,
             keys,
             lines: Slots::default(),
@@ -394,12 +397,11 @@ impl Hub {
 
     /// Dials units that there is no link to.
     fn dial(&mut self, now: Instant) {
-        let is_v6 = self.socket.local_addr().is_ok_and(|address| address.is_ipv6());
         let free = |peer: &Peer| peer.link.is_none() && peer.next <= now;
         let due: Vec<(UnitId, SocketAddr)> =
             self.peers.iter().filter(|(_, peer)| free(peer)).map(|(unit, peer)| (*unit, peer.address)).collect();
         for (unit, address) in due {
-            let address = if is_v6 { mapped(address) } else { address };
+            let address = if self.is_v6 { mapped(address) } else { address };
             let config = self.keys.client(Patience::UNITS);
             let dialled =
                 config.ok().and_then(|config| self.endpoint.connect(now, config, address, &unit_name(unit)).ok());

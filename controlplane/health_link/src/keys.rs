@@ -222,7 +222,7 @@ impl Keys {
     pub(crate) fn server(&self) -> Result<ServerConfig, KeysError> {
         let quic = QuicServerConfig::try_from(self.tls_server()?).map_err(tls_error)?;
         let mut config = ServerConfig::with_crypto(Arc::new(quic));
-        config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None })));
+        config.transport_config(Arc::new(transport(Patience { idle: IDLE_MAX, keep_alive: None, at_once: true })));
         // Whoever waits for its turn has sent a packet or two.
         config.incoming_buffer_size(INCOMING_EACH).incoming_buffer_size_total(INCOMING_ALL);
         Ok(config)
@@ -300,20 +300,27 @@ pub(crate) struct Patience {
     idle: Duration,
     /// How often there is one, whatever else is sent: packets are what a unit with many hosts has to save.
     keep_alive: Option<Duration>,
+    /// The peer is to acknowledge what comes at once, and not within 25 ms with what it has to say anyway.
+    at_once: bool,
 }
 
 impl Patience {
     /// Between units.
     pub(crate) const UNITS: Patience =
-        Patience { idle: Duration::from_secs(1), keep_alive: Some(Duration::from_millis(250)) };
+        Patience { idle: Duration::from_secs(1), keep_alive: Some(Duration::from_millis(250)), at_once: true };
     /// From a member of a group, whose leader beats for it: what it sends itself shows at once whether anybody is there.
     pub(crate) const MEMBER: Patience =
-        Patience { idle: Duration::from_secs(150), keep_alive: Some(Duration::from_secs(50)) };
+        Patience { idle: Duration::from_secs(150), keep_alive: Some(Duration::from_secs(50)), at_once: true };
 
     /// Where heartbeats are all there is to keep it up. A host that gets no answer to one ends the connection sooner; until there is one, this is
     /// how long it waits.
     pub(crate) fn heartbeat(interval: Duration) -> Patience {
-        Patience { idle: (interval * 7 / 2).max(Duration::from_secs(10)), keep_alive: None }
+        Patience { idle: (interval * 7 / 2).max(Duration::from_secs(10)), keep_alive: None, at_once: true }
+    }
+
+    /// The same to the leader of a group, which answers each of them.
+    pub(crate) fn answered(interval: Duration) -> Patience {
+        Patience { at_once: false, ..Patience::heartbeat(interval) }
     }
 }
 
@@ -337,7 +344,7 @@ fn transport(patience: Patience) -> TransportConfig {
     transport
         .max_idle_timeout(Some(IdleTimeout::from(idle)))
         .keep_alive_interval(patience.keep_alive)
-        .ack_frequency_config(Some(acknowledged))
+        .ack_frequency_config(patience.at_once.then_some(acknowledged))
         // Messages are small, and looking for larger packets would take several of them on each link.
         .mtu_discovery_config(None)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
