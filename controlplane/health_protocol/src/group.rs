@@ -468,7 +468,10 @@ impl GroupEnd {
 
     /// Is somebody else about to lead, or said to?
     fn expects_leader(&self, now: Moment) -> bool {
-        let tried = |peer: HostId| self.peers.get(&peer).is_some_and(|known| known.shunned_until <= now);
+        // Two that were each told that the other one is next would wait for each other.
+        let seeks = |known: &Known| known.view.as_ref().is_some_and(|view| view.leader.is_none());
+        let tried =
+            |peer: HostId| self.peers.get(&peer).is_some_and(|known| known.shunned_until <= now && !seeks(known));
         let lower = |(peer, known): (&HostId, &Known)| {
             let could = known.view.as_ref().is_some_and(|view| view.linked && view.leader.is_none());
             *peer < self.settings.host && known.linked && could
