@@ -14,8 +14,8 @@
 //! A unit drives all of its connections in one task, on `quinn-proto`'s state machines: what a turn costs is given by the packets that have
 //! come and the timers that are due, not by the number of hosts. Thousands of hosts may come at once, and whoever does not mean well, too:
 //!
-//! - 512 handshakes with nodes whose address may be forged; any further newcomer has to prove its address first (RFC 9000, 8.1.2), which
-//!   leaves nothing behind at the unit.
+//! - 512 handshakes with nodes whose address may be forged; any further newcomer, and whoever of them has not begun
+//!   after 250 ms, has to prove its address first (RFC 9000, 8.1.2), which leaves nothing behind at the unit.
 //! - 1024 in all, at most 256 of them with one proven address (the first half of it with IPv6). A handshake has three seconds.
 //! - 16,384 that have proven their address may wait. Addresses take turns; of those from one the latest is served first, since who has
 //!   waited for long has given up, and whoever has most waiting loses the oldest when there are too many. Nobody waits for longer than 10 s.
@@ -26,7 +26,7 @@
 //! A host waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. A unit
 //! that did not answer is asked whether it is there (a packet of a QUIC version that nobody has) before it is dialled again. Heartbeats
 //! are acknowledged as they come (ACK frequency extension: threshold 0): an acknowledgement that waits for the next heartbeat would be half as
-//! many, but a lost change would be repaired, and a dead unit noticed, seconds later. `cargo bench -p weir-health-link --bench scale` measures
+//! many, but a lost change would be repaired, and a dead unit noticed, seconds later. Only the leader of a group acknowledges with its answer. `cargo bench -p weir-health-link --bench scale` measures
 //! what 10,000 hosts cost.
 //!
 //! Whoever was linked to a unit comes back with a ticket (resumption, RFC 8446, section 2.2): without certificates and signatures, which are
@@ -36,8 +36,8 @@
 //! are made anew every few days. Whoever has a unit's key could make tickets, and speak to this unit as any host; to other units it could do so
 //! without, since units pass on what hosts say. A host's other keys, authority or list, or a unit's other key or authority, begin with a full handshake.
 //!
-//! Connection ids and reset tokens
-//! are made from the node's key, so that a node that was killed and started again is noticed with the next packet.
+//! Connection ids and reset tokens are made from the node's key, so that a node that was killed and started again is noticed with the next
+//! packet.
 //!
 //! A node follows its files: a renewed certificate is shown with the next connection, and a peer whose certificate is revoked loses
 //! its connection within a second.
