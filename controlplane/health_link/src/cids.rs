@@ -1,7 +1,8 @@
 //! Connection ids: eight bytes, five of chance and three by which a node knows its own, also those of its last life.
 //!
 //! `quinn`'s own ids of that kind have three bytes of chance. A unit with 10,000 hosts uses some 60,000 of them at a time, and what it gives
-//! away with a Retry is compared with none: of 10,000 newcomers that were told to come again, two to nine got an id that was another's, and were not heard.
+//! away with a Retry is compared with none: of 10,000 newcomers that were told to come again, two to nine got an id that was another's, and
+//! were not heard.
 
 use std::hash::Hasher;
 use std::time::Duration;

@@ -26,8 +26,8 @@
 //! A host waits ten seconds for a unit, but after one it tries another beside it, and tries less often while there is none to be had. A unit
 //! that did not answer is asked whether it is there (a packet of a QUIC version that nobody has) before it is dialled again. Heartbeats
 //! are acknowledged as they come (ACK frequency extension: threshold 0): an acknowledgement that waits for the next heartbeat would be half as
-//! many, but a lost change would be repaired, and a dead unit noticed, seconds later. Only the leader of a group acknowledges with its answer. `cargo bench -p weir-health-link --bench scale` measures
-//! what 10,000 hosts cost.
+//! many, but a lost change would be repaired, and a dead unit noticed, seconds later. Only the leader of a group acknowledges with its
+//! answer. `cargo bench -p weir-health-link --bench scale` measures what 10,000 hosts cost.
 //!
 //! Whoever was linked to a unit comes back with a ticket (resumption, RFC 8446, section 2.2): without certificates and signatures, which are
 //! most of what a handshake costs, and to the unit's next life, too, as long as it has its key. Nothing is gained by it that a full handshake

@@ -753,7 +753,7 @@ impl Timers {
     }
 }
 
-/// So many heartbeats fit into a datagram, without names.
+/// So many heartbeats fit into a datagram, without names and as long as nothing was counted beyond 28 bits; a longer message goes by the stream.
 pub(crate) const BEATS_MAX: usize = 32;
 /// A life that only a leader speaks of is asked for that much less often.
 const VOUCHED_RETRY: u32 = 5;

@@ -624,6 +624,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_full_heartbeat_fits_into_a_datagram() {
+        let beat = Beat {
+            host: HostId(100_000),
+            incarnation: Incarnation(u64::MAX),
+            sequence: (1 << 28) - 1,
+            generation: (1 << 28) - 1,
+            digest: u64::MAX,
+            rows: 1_000,
+            interval_ms: 1_000,
+            forward: false,
+            voucher: Some(HostId(100_000)),
+            leaving: false,
+            name: None,
+        };
+        let body = Body::Heartbeat(vec![beat; crate::unit::BEATS_MAX]);
+        let bytes = encode(&Message { host: HostId(1), incarnation: Incarnation(0), sequence: 0, body });
+        // QUIC's packets have 1200 bytes at least (RFC 9000, 14.1): 40 for header, connection id, frame and tag.
+        assert!(bytes.len() <= 1200 - 40, "{} bytes", bytes.len());
+    }
+
+    #[test]
     fn other_versions_are_refused_by_their_number() {
         assert_eq!(decode(&[2, 9, 9]), Err(DecodeError::Version(2)));
         assert_eq!(decode(&[]), Err(DecodeError::Short(0)));
