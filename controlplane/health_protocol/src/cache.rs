@@ -28,42 +28,48 @@ pub enum Presence {
 }
 
 /// One host in a unit's cache.
+///
+/// A unit with ten thousand hosts finds none of them in its processor's cache when the next heartbeat comes. What a leader's unchanged word is
+/// compared with, and what it changes, lies in the first two lines of memory.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct CachedHost {
+    pub(crate) incarnation: Incarnation,
+    /// Of the latest heartbeat or goodbye.
+    pub(crate) sequence: u64,
+    pub(crate) heard: Moment,
+    /// The one entry among the unit's timers that counts.
+    pub(crate) timer: Option<Moment>,
+    /// Generation, digest and number of rows in the leader's word.
+    claim: Option<(u64, u64, u16)>,
+    /// Whose word the latest heartbeat was; none if it was the host's own.
+    leader: Option<HostId>,
+    group: Option<Arc<str>>,
+    /// The unit that last passed something on.
+    pub(crate) through: Option<UnitId>,
+    pub(crate) interval_ms: u16,
+    pub(crate) presence: Presence,
+    /// It speaks to this unit itself.
+    pub(crate) direct: bool,
+    /// This life was heard itself: rows alone may be another unit's memory of the dead.
+    beaten: bool,
+    /// At the last look the copy was right, and there was no doubt; nothing has changed since.
+    agreed: bool,
+    vouched: Vouched,
     pub(crate) table: Table,
     /// Versions of deleted rows that a late message could bring back.
     tombstones: BTreeMap<ApplicationId, u64>,
     /// When a row's health or target was last another one.
     since: BTreeMap<ApplicationId, Moment>,
-    pub(crate) incarnation: Incarnation,
-    /// Of the latest heartbeat or goodbye.
-    pub(crate) sequence: u64,
-    vouched: Vouched,
-    /// Whose word the latest heartbeat was; none if it was the host's own.
-    leader: Option<HostId>,
-    group: Option<Arc<str>>,
-    /// Generation, digest and number of rows in it.
-    claim: Option<(u64, u64, u16)>,
     /// The copy was right at this generation: changes up to it are old.
     pub(crate) right_at: u64,
     /// The latest generation heard of.
     newest: u64,
     /// Generation, digest and number of rows as the host last told them.
     latest: Option<(u64, u64, u16)>,
-    pub(crate) presence: Presence,
     pub(crate) presence_since: Moment,
-    pub(crate) heard: Moment,
-    /// This life was heard itself: rows alone may be another unit's memory of the dead.
-    beaten: bool,
-    pub(crate) interval: Duration,
     pub(crate) doubt: Option<Doubt>,
-    /// It speaks to this unit itself.
-    pub(crate) direct: bool,
-    /// The unit that last passed something on.
-    pub(crate) through: Option<UnitId>,
     pub(crate) name: Option<String>,
-    /// The one entry among the unit's timers that counts.
-    pub(crate) timer: Option<Moment>,
     /// Earlier lives are told about this one no more often than that.
     pub(crate) stale_told: Option<Moment>,
     /// How often a leader's word of another life was asked about.
@@ -97,28 +103,29 @@ pub(crate) enum Applied {
 impl CachedHost {
     pub(crate) fn new(direct: bool, now: Moment) -> Self {
         CachedHost {
+            incarnation: Incarnation(0),
+            sequence: 0,
+            heard: now,
+            timer: None,
+            claim: None,
+            leader: None,
+            group: None,
+            through: None,
+            interval_ms: 1000,
+            presence: Presence::Expected,
+            direct,
+            beaten: false,
+            agreed: false,
+            vouched: Vouched::default(),
             table: Table::default(),
             tombstones: BTreeMap::new(),
             since: BTreeMap::new(),
-            incarnation: Incarnation(0),
-            sequence: 0,
-            vouched: Vouched::default(),
-            leader: None,
-            group: None,
-            claim: None,
             right_at: 0,
             newest: 0,
             latest: None,
-            presence: Presence::Expected,
             presence_since: now,
-            heard: now,
-            beaten: false,
-            interval: Duration::from_secs(1),
             doubt: None,
-            direct,
-            through: None,
             name: None,
-            timer: None,
             stale_told: None,
             stale_asked: 0,
             others: Others::default(),
@@ -225,15 +232,22 @@ impl CachedHost {
 
     /// Remembers its group.
     pub(crate) fn join(&mut self, group: Option<&Arc<str>>) {
-        // The names themselves need not be looked at: with each heartbeat of a leader comes the same one.
-        if self.group.as_ref().map(Arc::as_ptr) != group.map(Arc::as_ptr) {
+        if !self.is_in(group) {
             self.group = group.cloned();
         }
     }
 
-    /// Is there nothing to be done for it but to go on waiting for its heartbeats?
-    pub(crate) fn is_at_rest(&self, now: Moment) -> bool {
-        self.presence == Presence::Live && self.doubt.is_none() && now.since(self.heard) < self.age_out()
+    /// The names themselves need not be looked at: with each heartbeat of a leader comes the same one.
+    fn is_in(&self, group: Option<&Arc<str>>) -> bool {
+        self.group.as_ref().map(Arc::as_ptr) == group.map(Arc::as_ptr)
+    }
+
+    /// Whether there is nothing to be done for it but to go on waiting for its heartbeats; then, when to look again: there is a timer for that.
+    pub(crate) fn rest(&mut self, now: Moment) -> Option<Moment> {
+        let due = self.heard.after(self.age_out());
+        let rests = self.presence == Presence::Live && self.agreed && due > now;
+        self.timer = rests.then_some(due);
+        self.timer
     }
 
     /// When something is next due for it, if there is no timer for that yet; there is one then.
@@ -276,9 +290,14 @@ impl CachedHost {
         }
     }
 
+    /// The time between its heartbeats.
+    pub(crate) fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.into())
+    }
+
     /// After so long without a heartbeat it is silent: three are missing, and the last is late.
     pub(crate) fn age_out(&self) -> Duration {
-        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { source::age_out(self.interval) }
+        if planted(Bug::NeverSilent) { Duration::from_secs(1 << 30) } else { source::age_out(self.interval()) }
     }
 
     /// Another life of the host begins: its old rows are good until they are replaced, but any version is newer.
@@ -290,7 +309,7 @@ impl CachedHost {
             return;
         }
         (self.sequence, self.right_at, self.newest, self.latest) = (0, 0, 0, None);
-        (self.claim, self.beaten, self.leader) = (None, false, None);
+        (self.claim, self.beaten, self.agreed, self.leader) = (None, false, false, None);
         self.vouched.clear();
         self.tombstones.clear();
         self.table.forget_versions();
@@ -307,11 +326,11 @@ impl CachedHost {
     fn step_down(&mut self, next: Incarnation) {
         let (before, rank) = (self.incarnation, Rank::of(next));
         if before != Incarnation(0) && Rank::of(before) != rank {
-            let (sequence, interval) = (self.sequence, self.interval);
+            let (sequence, interval_ms) = (self.sequence, self.interval_ms);
             let heard = Some(self.heard).filter(|_| self.beaten && self.presence != Presence::Gone);
             let (steady, direct, through) = (self.heard, self.direct, self.through);
             let vouched = std::mem::take(&mut self.vouched);
-            let other = Other { incarnation: before, sequence, interval, vouched, heard, steady, direct, through };
+            let other = Other { incarnation: before, sequence, interval_ms, vouched, heard, steady, direct, through };
             self.others.put(other);
             (self.direct, self.through) = (false, None);
         }
@@ -327,7 +346,7 @@ impl CachedHost {
     pub(crate) fn count_on(&mut self, rank: Rank, now: Moment) -> bool {
         let Some(other) = self.others.take(rank) else { return false };
         self.begin(other.incarnation, now);
-        (self.sequence, self.interval, self.vouched) = (other.sequence, other.interval, other.vouched);
+        (self.sequence, self.interval_ms, self.vouched) = (other.sequence, other.interval_ms, other.vouched);
         (self.heard, self.beaten) = (other.heard.unwrap_or(now), other.heard.is_some());
         (self.direct, self.through) = (other.direct, other.through);
         true
@@ -374,11 +393,31 @@ impl CachedHost {
         (self.heard, self.beaten) = (now, true);
         // What a leader said, and nobody says any more, must not stand for ever. If it was true it will be said again.
         (self.claim, self.leader) = (None, None);
-        self.interval = beat.interval();
+        self.interval_ms = beat.interval_ms;
         if beat.name.is_some() {
             self.name.clone_from(&beat.name);
         }
         self.told(beat.generation, beat.digest, beat.rows);
+    }
+
+    /// Takes a leader's word if it is the same as the last one: its copy was right, and is. In a farm at rest all are so.
+    pub(crate) fn goes_on(&mut self, origin: Origin<'_>, voucher: HostId, beat: &Beat, now: Moment) -> bool {
+        let same_way = match origin {
+            Origin::Host(claims) => self.is_in(claims.group_of(beat.host)),
+            Origin::Unit(unit) => self.through == Some(unit),
+        };
+        let same_life = (self.incarnation, self.leader) == (beat.incarnation, Some(voucher));
+        let same_table = self.agreed && self.claim == Some((beat.generation, beat.digest, beat.rows));
+        let same = same_way && same_life && same_table && self.presence == Presence::Live;
+        let goes_on = same
+            && self.interval_ms == beat.interval_ms
+            && !beat.leaving
+            && beat.sequence > self.sequence
+            && self.vouched.go_on(voucher, beat.sequence);
+        if goes_on {
+            self.heard = now;
+        }
+        goes_on
     }
 
     /// Takes a leader's word. It stands in nobody's way: the host's own messages are measured only by each other.
@@ -386,7 +425,7 @@ impl CachedHost {
         self.vouched.note(voucher, beat.sequence);
         self.leader = Some(voucher);
         (self.heard, self.beaten) = (now, true);
-        self.interval = beat.interval();
+        self.interval_ms = beat.interval_ms;
         self.claim = Some((beat.generation, beat.digest, beat.rows));
         self.check(grace, now)
     }
@@ -474,6 +513,7 @@ impl CachedHost {
         if unknown && !planted(Bug::DigestIgnored) {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
+        self.agreed = false;
         let Some((generation, digest, rows)) = self.latest else { return false };
         let equal = is(digest, rows);
         let right = equal && !unknown || planted(Bug::DigestIgnored);
@@ -486,6 +526,7 @@ impl CachedHost {
         if !equal && generation >= self.newest && !planted(Bug::DigestIgnored) {
             self.doubt.get_or_insert(Doubt { since: now, ask_at: now.after(grace), asked: 0 });
         }
+        self.agreed = right && self.doubt.is_none();
         right
     }
 
@@ -503,7 +544,7 @@ impl CachedHost {
             self.bury(application, 0);
         }
         self.tombstones.clear();
-        (self.doubt, self.latest, self.claim) = (None, None, None);
+        (self.doubt, self.latest, self.claim, self.agreed) = (None, None, None, false);
     }
 
     /// Rows that are others than at the last call.
@@ -541,5 +582,16 @@ impl CachedHost {
             self.tombstones.clear();
         }
         self.tombstones.insert(application, version);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_unchanged_word_touches_lies_in_two_lines() {
+        let end = std::mem::offset_of!(CachedHost, vouched) + Vouched::TOUCHED;
+        assert!(end <= 2 * 64, "the leader's word ends at byte {end}");
     }
 }

@@ -63,7 +63,7 @@ pub(crate) struct Others(BTreeMap<Rank, Other>);
 pub(crate) struct Other {
     pub(crate) incarnation: Incarnation,
     pub(crate) sequence: u64,
-    pub(crate) interval: Duration,
+    pub(crate) interval_ms: u16,
     pub(crate) vouched: Vouched,
     /// Its latest heartbeat; none since its goodbye.
     pub(crate) heard: Option<Moment>,
@@ -76,35 +76,65 @@ pub(crate) struct Other {
 }
 
 /// The counter of the latest heartbeat that each leader vouched for: what one says is measured by its own words only.
-#[derive(Debug, Default)]
-pub(crate) struct Vouched(Vec<(HostId, u64)>);
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Vouched {
+    /// By the one that spoke last.
+    last: (HostId, u64),
+    /// By those before, in that order.
+    before: Vec<(HostId, u64)>,
+}
+
+impl Default for Vouched {
+    fn default() -> Self {
+        Vouched { last: (HostId(0), 0), before: Vec::new() }
+    }
+}
 
 impl Vouched {
+    /// The bytes at its begin that a leader's next word touches.
+    #[cfg(test)]
+    pub(crate) const TOUCHED: usize = size_of::<(HostId, u64)>();
+
     pub(crate) fn latest(&self, voucher: HostId) -> u64 {
-        self.0.iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
+        let all = std::iter::once(&self.last).chain(&self.before);
+        all.into_iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
+    }
+
+    /// Notes a later word of the one that spoke last; false if it is none.
+    pub(crate) fn go_on(&mut self, voucher: HostId, sequence: u64) -> bool {
+        let later = self.last.0 == voucher && self.last.1 < sequence;
+        if later {
+            self.last.1 = sequence;
+        }
+        later
     }
 
     pub(crate) fn note(&mut self, voucher: HostId, sequence: u64) {
-        self.0.retain(|(known, _)| *known != voucher);
-        if self.0.len() >= VOUCHERS_MAX {
-            self.0.remove(0);
+        let last = std::mem::replace(&mut self.last, (voucher, sequence));
+        if last.0 == voucher || last.1 == 0 {
+            return;
         }
-        self.0.push((voucher, sequence));
+        self.before.retain(|(known, _)| *known != voucher);
+        if self.before.len() >= VOUCHERS_MAX {
+            self.before.remove(0);
+        }
+        self.before.push(last);
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        *self = Vouched::default();
     }
 }
 
 impl Others {
     /// Takes a heartbeat; for how long it has been heard without a gap.
     pub(crate) fn hear(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<Duration, Refusal> {
-        let (host, said, interval) = (beat.host, beat.incarnation, beat.interval());
+        let (host, said, interval_ms) = (beat.host, beat.incarnation, beat.interval_ms);
         let other = self.0.entry(Rank::of(said)).or_insert(Other {
             incarnation: said,
             sequence: 0,
-            interval,
+            interval_ms,
             vouched: Vouched::default(),
             heard: None,
             steady: now,
@@ -121,7 +151,7 @@ impl Others {
         if said > other.incarnation {
             other.vouched.clear();
         }
-        (other.incarnation, other.sequence, other.interval) = (said, beat.sequence, interval);
+        (other.incarnation, other.sequence, other.interval_ms) = (said, beat.sequence, interval_ms);
         (other.heard, other.steady) = (Some(now), steady);
         match origin {
             Origin::Host(_) => other.direct = true,
@@ -171,7 +201,7 @@ impl Others {
 
 impl Other {
     fn is_heard(&self, now: Moment) -> bool {
-        self.heard.is_some_and(|heard| now.since(heard) < age_out(self.interval))
+        self.heard.is_some_and(|heard| now.since(heard) < age_out(Duration::from_millis(self.interval_ms.into())))
     }
 }
 

@@ -308,6 +308,10 @@ impl UnitEnd {
     /// Takes a leader's word that a host lives, and what the host's digest is: nothing else, and nothing that the host could not undo.
     fn take_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat, now: Moment) -> Result<(), Refusal> {
         let host = beat.host;
+        if self.hosts.get_mut(&host).is_some_and(|cached| cached.goes_on(origin, voucher, &beat, now)) {
+            self.pass_on_vouched(origin, voucher, beat);
+            return Ok(());
+        }
         if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
             return Err(Refusal::Full(host));
         }
@@ -322,8 +326,8 @@ impl UnitEnd {
             if heard.is_ok() {
                 cached.count_on(Rank::of(beat.incarnation), now);
             }
-            if let (Err(Refusal::Outranked(_)), Origin::Host(_)) = (heard, origin) {
-                self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
+            if let Err(Refusal::Outranked(_)) = heard {
+                self.pass_on_vouched(origin, voucher, beat);
                 return heard;
             }
             heard?;
@@ -340,10 +344,8 @@ impl UnitEnd {
                 let way = cached.way(host, attempt / 2, |round| self.relay.other(host, round));
                 let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
                 self.ask(host, way, known);
-                if let Origin::Host(_) = origin {
-                    // The units that the host itself has links to may not know of this life, either.
-                    self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
-                }
+                // The units that the host itself has links to may not know of this life, either.
+                self.pass_on_vouched(origin, voucher, beat);
             }
             self.settle(host, now);
             return Err(Refusal::Stale { host, said, known });
@@ -362,10 +364,15 @@ impl UnitEnd {
         if cached.has_changes() {
             self.collect_changes(host);
         }
+        self.pass_on_vouched(origin, voucher, beat);
+        Ok(())
+    }
+
+    /// Tells the other units what a leader said to this one.
+    fn pass_on_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat) {
         if let Origin::Host(_) = origin {
             self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
         }
-        Ok(())
     }
 
     fn take(&mut self, origin: Origin<'_>, message: Message, now: Moment) -> Result<(), Refusal> {
@@ -513,9 +520,8 @@ impl UnitEnd {
             for host in hosts {
                 let timed = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due));
                 let Some(cached) = timed else { continue };
-                cached.timer = None;
-                if cached.is_at_rest(now) {
-                    self.timers.set_if(cached.schedule(self.settings.forget, now), host);
+                if let Some(due) = cached.rest(now) {
+                    self.timers.set(due, host);
                     continue;
                 }
                 self.host_timeout(host, now);
@@ -646,10 +652,10 @@ impl UnitEnd {
                 row => wrongs.push(Wrong { postulate: *postulate, known: row.map(|row| row.directives.target) }),
             }
         }
-        let age_out = cached.interval * 5;
+        let age_out = cached.interval() * 5;
         // Other units may hear of a member of a group through its leader, whether this one does or not.
         let grouped = matches!(origin, Origin::Host(claims) if claims.vouches_for(host));
-        let doubted = if grouped { cached.interval * DOUBTED_AFTER } else { Duration::ZERO };
+        let doubted = if grouped { cached.interval() * DOUBTED_AFTER } else { Duration::ZERO };
         let incarnation = cached.incarnation;
         if !wrongs.is_empty() {
             let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);

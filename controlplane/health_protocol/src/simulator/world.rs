@@ -201,6 +201,9 @@ impl World {
                     if let Node::Unit(unit) = to {
                         self.units[usize::try_from(unit).unwrap()].received += length;
                     }
+                    if network::is_between_units(from, to) {
+                        self.record(from, to, &bytes);
+                    }
                     self.deliver(from, to, &bytes);
                 }
             }

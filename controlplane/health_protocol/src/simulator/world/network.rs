@@ -6,16 +6,28 @@ use weir_identity::{HostId, Moment, UnitId};
 
 use super::{Conn, Event, Node, World, claims};
 
+/// There only what has arrived may come again: what QUIC has lost it sends at once or never, and units believe each other. Of hosts anything may.
+pub(super) fn is_between_units(from: Node, to: Node) -> bool {
+    matches!((from, to), (Node::Unit(_), Node::Unit(_)))
+}
+
 impl World {
     pub(super) fn post(&mut self, conn: u64, from: Node, to: Node, bytes: Rc<[u8]>) {
-        if self.chaotic && self.dice.per_mille(20) && self.recorded.len() < 200 {
-            self.recorded.push((from, to, bytes.clone()));
+        if !is_between_units(from, to) {
+            self.record(from, to, &bytes);
         }
         for _ in 0..=u64::from(self.dice.per_mille(self.plan.duplicates)) {
             if !self.dice.per_mille(self.plan.loss) {
                 let delay = 1 + self.dice.roll(self.plan.delay);
                 self.at(delay, Event::Deliver { conn, to, bytes: bytes.clone() });
             }
+        }
+    }
+
+    /// Keeps some for [`World::replay`].
+    pub(super) fn record(&mut self, from: Node, to: Node, bytes: &Rc<[u8]>) {
+        if self.chaotic && self.dice.per_mille(20) && self.recorded.len() < 200 {
+            self.recorded.push((from, to, bytes.clone()));
         }
     }
 
