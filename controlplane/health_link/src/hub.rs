@@ -4,6 +4,7 @@
 //! Here packets are taken in batches, and work is done for those connections only that something has come for, is due for, or is to be
 //! sent to.
 
+mod socket;
 mod waiting;
 
 use std::cmp::Reverse;
@@ -12,14 +13,12 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use quinn::udp::{self, BATCH_SIZE, RecvMeta};
-use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Incoming, Transmit};
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use weir_health_protocol::{DecodeError, Message};
 use weir_identity::UnitId;
 
@@ -27,6 +26,7 @@ use crate::clock::instant;
 use crate::keys::{Keys, KeysError, Names, Patience, unit_name};
 use crate::line::Line;
 use crate::slots::Slots;
+use socket::Socket;
 pub(crate) use waiting::Network;
 use waiting::Waiting;
 
@@ -50,7 +50,7 @@ pub(crate) type LinkId = ConnectionHandle;
 
 /// A unit's socket and all connections on it.
 pub(crate) struct Hub {
-    socket: Arc<dyn AsyncUdpSocket>,
+    socket: Socket,
     is_v6: bool,
     endpoint: Endpoint,
     keys: Keys,
@@ -127,18 +127,12 @@ impl Hub {
         peers: BTreeMap<UnitId, SocketAddr>,
         now: Instant,
     ) -> Result<Hub, HubError> {
-        let buffers = udp::UdpSocketState::new((&socket).into())?;
-        // As much as the kernel permits: all hosts may come at once, and heartbeats must not be lost among what else comes.
-        if set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
-            let _ = buffers.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
-        }
-        let _ = buffers.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
         let is_v6 = socket.local_addr()?.is_ipv6();
-        let socket = TokioRuntime.wrap_udp_socket(socket)?;
+        let socket = Socket::new(socket)?;
         keys.client(Patience::UNITS)?;
         let endpoint = Endpoint::new(Arc::new(keys.endpoint()), Some(Arc::new(keys.server()?)), false, None);
         let payload = usize::try_from(endpoint.config().get_max_udp_payload_size()).unwrap_or(PAYLOAD_MAX);
-        let received = vec![0; payload.min(PAYLOAD_MAX) * socket.max_receive_segments() * BATCH_SIZE];
+        let received = vec![0; payload.min(PAYLOAD_MAX) * socket.receive_segments() * BATCH_SIZE];
         let peer = |(unit, address)| (unit, Peer { address, link: None, next: now });
         Ok(Hub {
             socket,
@@ -169,6 +163,24 @@ impl Hub {
 
     /// Waits for packets and takes those that are there; how many.
     pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<usize> {
+        loop {
+            // Whatever is wrong with the socket, silence is noticed by other means, and it may pass.
+            let Ok(()) = ready!(self.socket.poll_readable(cx)) else { return Poll::Pending };
+            match self.receive(now) {
+                Ok(0) => {}
+                Ok(taken) => return Poll::Ready(taken),
+                Err(_) => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Takes the packets that are there, and does not ask to be woken for the next: so long as this is not [`Hub::poll_receive`] again.
+    pub(crate) fn receive_unwatched(&mut self, now: Instant) -> usize {
+        self.socket.unwatch();
+        self.receive(now).unwrap_or(0)
+    }
+
+    fn receive(&mut self, now: Instant) -> std::io::Result<usize> {
         let mut taken = 0;
         let mut buffer = std::mem::take(&mut self.received);
         let each = buffer.len() / BATCH_SIZE;
@@ -177,24 +189,26 @@ impl Hub {
             std::array::from_fn(|_| IoSliceMut::new(parts.next().unwrap_or_default()))
         };
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut last = Ok(0);
         while taken < AT_ONCE_MAX {
-            match self.socket.poll_recv(cx, &mut slices, &mut metas) {
-                Poll::Ready(Ok(count)) => {
-                    for (meta, bytes) in metas.iter().zip(&slices).take(count) {
+            last = self.socket.receive(&mut slices, &mut metas);
+            match &last {
+                Ok(0) => break,
+                Ok(count) => {
+                    for (meta, bytes) in metas.iter().zip(&slices).take(*count) {
                         for packet in bytes[..meta.len].chunks(meta.stride.max(1)) {
                             taken += 1;
                             self.take_packet(packet, meta, now);
                         }
                     }
                 }
-                Poll::Ready(Err(error)) if error.kind() == ErrorKind::ConnectionReset => {}
-                // Whatever it is, silence is noticed by other means, and it may pass.
-                Poll::Ready(Err(_)) | Poll::Pending => break,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+                Err(_) => break,
             }
         }
         self.received = buffer;
         self.behind = taken >= AT_ONCE_MAX;
-        if taken > 0 { Poll::Ready(taken) } else { Poll::Pending }
+        if taken > 0 { Ok(taken) } else { last }
     }
 
     fn take_packet(&mut self, packet: &[u8], meta: &RecvMeta, now: Instant) {
@@ -212,7 +226,7 @@ impl Hub {
                 self.packet.clear();
                 self.counts.turned_away += 1;
                 let transmit = self.endpoint.refuse(incoming, &mut self.packet);
-                transmit_one(&*self.socket, &transmit, &self.packet);
+                transmit_one(&self.socket, &transmit, &self.packet);
             }
             Some(DatagramEvent::NewConnection(incoming)) if incoming.remote_address_validated() => {
                 let from = Network::of(incoming.remote_address().ip());
@@ -227,7 +241,7 @@ impl Hub {
                 self.waiting.push_unproven(incoming, now);
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.ask_for_proof(incoming),
-            Some(DatagramEvent::Response(transmit)) => transmit_one(&*self.socket, &transmit, &self.packet),
+            Some(DatagramEvent::Response(transmit)) => transmit_one(&self.socket, &transmit, &self.packet),
             None => {}
         }
     }
@@ -238,7 +252,7 @@ impl Hub {
         match self.endpoint.retry(incoming, &mut self.packet) {
             Ok(transmit) => {
                 self.counts.retried += 1;
-                transmit_one(&*self.socket, &transmit, &self.packet);
+                transmit_one(&self.socket, &transmit, &self.packet);
             }
             Err(error) => {
                 self.counts.turned_away += 1;
@@ -340,14 +354,14 @@ impl Hub {
 
     /// Sends what is to be sent.
     pub(crate) fn flush(&mut self, now: Instant) {
-        let segments = self.socket.max_transmit_segments().min(SEGMENTS_MAX);
+        let segments = self.socket.transmit_segments().min(SEGMENTS_MAX);
         for link in std::mem::take(&mut self.touched) {
             let Some(line) = self.lines.get_mut(link) else { continue };
             line.touched = false;
             loop {
                 self.packet.clear();
                 while let Some(transmit) = line.connection.poll_transmit(now, segments, &mut self.packet) {
-                    transmit_one(&*self.socket, &transmit, &self.packet);
+                    transmit_one(&self.socket, &transmit, &self.packet);
                     self.packet.clear();
                 }
                 let mut answered = false;
@@ -388,7 +402,7 @@ impl Hub {
                 }
                 Err(error) => {
                     if let Some(transmit) = error.response {
-                        transmit_one(&*self.socket, &transmit, &self.packet);
+                        transmit_one(&self.socket, &transmit, &self.packet);
                     }
                 }
             }
@@ -489,7 +503,7 @@ impl Drop for Hub {
             line.connection.close(now, 1_u32.into(), b"bye".as_slice().into());
             self.packet.clear();
             if let Some(transmit) = line.connection.poll_transmit(now, 1, &mut self.packet) {
-                transmit_one(&*self.socket, &transmit, &self.packet);
+                transmit_one(&self.socket, &transmit, &self.packet);
             }
         }
     }
@@ -543,10 +557,9 @@ impl Block {
     }
 }
 
-/// What does not fit into the socket's buffer is lost, and sent again as all that is lost.
-fn transmit_one(socket: &dyn AsyncUdpSocket, transmit: &Transmit, packet: &[u8]) {
+fn transmit_one(socket: &Socket, transmit: &Transmit, packet: &[u8]) {
     let ecn = transmit.ecn.and_then(|ecn| udp::EcnCodepoint::from_bits(ecn as u8));
-    let _ = socket.try_send(&udp::Transmit {
+    socket.send(&udp::Transmit {
         destination: transmit.destination,
         ecn,
         contents: &packet[..transmit.size],
@@ -584,7 +597,6 @@ const SEGMENTS_MAX: usize = 10;
 const SMALL: usize = 256;
 const BLOCK: usize = 8 * 1024;
 const PAYLOAD_MAX: usize = 64 * 1024;
-const SOCKET_BUFFER: usize = 8 << 20;
 /// Failures are written down no more often.
 const COMPLAINT: Duration = Duration::from_secs(1);
 /// Until a unit is dialled again.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use quinn_proto::ConnectionHandle;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, sleep_until};
 use weir_health_protocol::{Claims, Origin, Peer, UnitEnd, UnitSettings};
 use weir_identity::{HostId, Moment, UnitId};
@@ -177,9 +177,16 @@ impl Driver {
             let due = self.exchange(&mut events, now);
             self.hub.flush(now);
             *self.handshakes.lock() = self.hub.handshakes();
-            if pace.fast && !self.hub.is_behind() && !self.hub.is_waited_for() {
+            if pace.fast && !self.hub.is_waited_for() {
                 // Those that come in the meantime are taken at once: that costs less than to wake up for each.
-                sleep(COLLECTED_IN).await;
+                match self.hub.is_behind() {
+                    true => yield_now().await,
+                    false => sleep(COLLECTED_IN).await,
+                }
+                pace.count(self.hub.receive_unwatched(instant()), instant());
+                if !keys.has_changed().unwrap_or(true) {
+                    continue;
+                }
             }
             let rest = self.clock.now().after(REST);
             let due = self.clock.instant(due.unwrap_or(rest).min(rest));

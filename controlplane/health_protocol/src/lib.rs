@@ -88,6 +88,7 @@
 mod cache;
 mod group;
 mod host;
+mod hosts;
 mod message;
 mod planted;
 mod refusal;

@@ -76,54 +76,24 @@ pub(crate) struct Other {
 }
 
 /// The counter of the latest heartbeat that each leader vouched for: what one says is measured by its own words only.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Vouched {
-    /// By the one that spoke last.
-    last: (HostId, u64),
-    /// By those before, in that order.
-    before: Vec<(HostId, u64)>,
-}
-
-impl Default for Vouched {
-    fn default() -> Self {
-        Vouched { last: (HostId(0), 0), before: Vec::new() }
-    }
-}
+#[derive(Debug, Default)]
+pub(crate) struct Vouched(Vec<(HostId, u64)>);
 
 impl Vouched {
-    /// The bytes at its begin that a leader's next word touches.
-    #[cfg(test)]
-    pub(crate) const TOUCHED: usize = size_of::<(HostId, u64)>();
-
     pub(crate) fn latest(&self, voucher: HostId) -> u64 {
-        let all = std::iter::once(&self.last).chain(&self.before);
-        all.into_iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
-    }
-
-    /// Notes a later word of the one that spoke last; false if it is none.
-    pub(crate) fn go_on(&mut self, voucher: HostId, sequence: u64) -> bool {
-        let later = self.last.0 == voucher && self.last.1 < sequence;
-        if later {
-            self.last.1 = sequence;
-        }
-        later
+        self.0.iter().find(|(known, _)| *known == voucher).map_or(0, |(_, sequence)| *sequence)
     }
 
     pub(crate) fn note(&mut self, voucher: HostId, sequence: u64) {
-        let last = std::mem::replace(&mut self.last, (voucher, sequence));
-        if last.0 == voucher || last.1 == 0 {
-            return;
+        self.0.retain(|(known, _)| *known != voucher);
+        if self.0.len() >= VOUCHERS_MAX {
+            self.0.remove(0);
         }
-        self.before.retain(|(known, _)| *known != voucher);
-        if self.before.len() >= VOUCHERS_MAX {
-            self.before.remove(0);
-        }
-        self.before.push(last);
+        self.0.push((voucher, sequence));
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Vouched::default();
+        self.0.clear();
     }
 }
 

@@ -8,6 +8,7 @@ use weir_identity::{ApplicationId, HostId, Incarnation, Moment, UnitId};
 
 use crate::cache::{Applied, CachedHost, Presence};
 use crate::host::DOUBTED_AFTER;
+use crate::hosts::Hosts;
 use crate::message::{Beat, Body, Message, Postulate, Wrong};
 use crate::planted::{Bug, planted};
 use crate::refusal::{Refusal, Refusals};
@@ -105,8 +106,7 @@ pub enum Peer {
 #[derive(Debug)]
 pub struct UnitEnd {
     settings: UnitSettings,
-    /// Boxed, so that looking for one among thousands passes by few lines of memory.
-    hosts: BTreeMap<HostId, Box<CachedHost>>,
+    hosts: Hosts,
     /// There is a link to their agents, whether they are known or not.
     linked: BTreeSet<HostId>,
     by_application: BTreeMap<ApplicationId, BTreeSet<HostId>>,
@@ -125,7 +125,7 @@ impl UnitEnd {
     pub fn new(settings: UnitSettings) -> Self {
         UnitEnd {
             settings,
-            hosts: BTreeMap::new(),
+            hosts: Hosts::default(),
             linked: BTreeSet::new(),
             by_application: BTreeMap::new(),
             timers: Timers::default(),
@@ -141,12 +141,12 @@ impl UnitEnd {
     /// What is known of a host.
     #[must_use]
     pub fn host(&self, host: HostId) -> Option<&CachedHost> {
-        self.hosts.get(&host).map(Box::as_ref)
+        self.hosts.get(host)
     }
 
     /// All hosts that were ever heard of and are not forgotten.
     pub fn hosts(&self) -> impl Iterator<Item = (HostId, &CachedHost)> {
-        self.hosts.iter().map(|(host, cached)| (*host, cached.as_ref()))
+        self.hosts.iter()
     }
 
     /// Whose cache it is, and which life of the unit.
@@ -158,7 +158,7 @@ impl UnitEnd {
     /// The hosts that lead a group now: by their word another one lives.
     #[must_use]
     pub fn leaders(&self) -> BTreeSet<HostId> {
-        let live = self.hosts.values().filter(|cached| cached.presence == Presence::Live);
+        let live = self.hosts.iter().map(|(_, cached)| cached).filter(|cached| cached.presence == Presence::Live);
         live.filter_map(|cached| cached.leader()).collect()
     }
 
@@ -171,8 +171,8 @@ impl UnitEnd {
     pub fn application(&self, application: ApplicationId) -> impl Iterator<Item = (HostId, &CachedHost, &Row)> {
         let hosts = self.by_application.get(&application).into_iter().flatten();
         hosts.filter_map(move |host| {
-            let cached = self.hosts.get(host)?;
-            Some((*host, cached.as_ref(), cached.table.row(application)?))
+            let cached = self.hosts.get(*host)?;
+            Some((*host, cached, cached.table().row(application)?))
         })
     }
 
@@ -211,8 +211,7 @@ impl UnitEnd {
 
     /// A host is known to have an agent (from the YAML, say): if it is not heard of within `age_out` it is silent.
     pub fn expect_host(&mut self, host: HostId, now: Moment) {
-        let cached =
-            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
+        let cached = self.hosts.get_or_insert(host, || CachedHost::new(self.linked.contains(&host), now));
         let due = now.after(cached.age_out());
         cached.timer = Some(due);
         self.timers.set(due, host);
@@ -232,7 +231,7 @@ impl UnitEnd {
     pub fn handle_host_up(&mut self, claims: &Claims) {
         for host in &claims.hosts {
             self.linked.insert(*host);
-            if let Some(cached) = self.hosts.get_mut(host) {
+            if let Some(cached) = self.hosts.get_mut(*host) {
                 cached.direct = true;
                 cached.join(claims.group_of(*host));
             }
@@ -243,7 +242,7 @@ impl UnitEnd {
     pub fn handle_host_down(&mut self, claims: &Claims) {
         for host in &claims.hosts {
             self.linked.remove(host);
-            if let Some(cached) = self.hosts.get_mut(host) {
+            if let Some(cached) = self.hosts.get_mut(*host) {
                 cached.direct = false;
             }
         }
@@ -281,13 +280,18 @@ impl UnitEnd {
             Origin::Host(claims) => claims.hosts.first().copied(),
             Origin::Unit(_) => beat.voucher,
         };
+        let known = self.hosts.get_mut(host).filter(|_| voucher.is_some() || origin.may_speak_for(host));
+        if known.is_some_and(|cached| cached.goes_on(origin, voucher, &beat, now)) {
+            self.pass_on_beat(origin, voucher, beat);
+            return Ok(());
+        }
         if let Some(voucher) = voucher.filter(|_| !planted(Bug::VouchedIsSaid)) {
             return self.take_vouched(origin, voucher, beat, now);
         }
         self.listen(origin, &beat, now)?;
         self.admit(origin, host, beat.incarnation, now)?;
         let grace = self.settings.grace;
-        let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
+        let Some(cached) = self.hosts.get_mut(host) else { return Err(Refusal::Unknown) };
         if sequence <= cached.sequence && !planted(Bug::ReplayTaken) {
             return Err(Refusal::Replayed { host, sequence, known: cached.sequence });
         }
@@ -299,24 +303,17 @@ impl UnitEnd {
             cached.set_presence(Presence::Expected, now);
         }
         self.settle(host, now);
-        if let Origin::Host(_) = origin {
-            self.relay.pass_on(Beat { voucher: None, ..beat });
-        }
+        self.pass_on_beat(origin, None, beat);
         Ok(())
     }
 
     /// Takes a leader's word that a host lives, and what the host's digest is: nothing else, and nothing that the host could not undo.
     fn take_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat, now: Moment) -> Result<(), Refusal> {
         let host = beat.host;
-        if self.hosts.get_mut(&host).is_some_and(|cached| cached.goes_on(origin, voucher, &beat, now)) {
-            self.pass_on_vouched(origin, voucher, beat);
-            return Ok(());
-        }
-        if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
+        if self.hosts.len() >= self.settings.hosts_max && self.hosts.get(host).is_none() {
             return Err(Refusal::Full(host));
         }
-        let cached =
-            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
+        let cached = self.hosts.get_or_insert(host, || CachedHost::new(self.linked.contains(&host), now));
         match origin {
             Origin::Unit(_) => cached.hear(origin, host),
             Origin::Host(claims) => cached.join(claims.group_of(host)),
@@ -327,25 +324,25 @@ impl UnitEnd {
                 cached.count_on(Rank::of(beat.incarnation), now);
             }
             if let Err(Refusal::Outranked(_)) = heard {
-                self.pass_on_vouched(origin, voucher, beat);
+                self.pass_on_beat(origin, Some(voucher), beat);
                 return heard;
             }
             heard?;
         }
         if beat.incarnation != cached.incarnation || cached.presence == Presence::Gone {
             let (said, known) = (beat.incarnation, cached.incarnation);
-            let told = cached.stale_told.is_some_and(|told| now.since(told) < self.settings.retry * VOUCHED_RETRY);
+            let told = cached.rest.stale_told.is_some_and(|told| now.since(told) < self.settings.retry * VOUCHED_RETRY);
             // One that is earlier may be a host's whose clock went back, and has to learn of the later one.
             if said != known && !told {
-                cached.stale_told = Some(now);
+                cached.rest.stale_told = Some(now);
                 // Another one each time. The host may have a link to this unit that nothing has come through.
-                let attempt = cached.stale_asked;
-                cached.stale_asked = attempt.wrapping_add(1);
+                let attempt = cached.rest.stale_asked;
+                cached.rest.stale_asked = attempt.wrapping_add(1);
                 let way = cached.way(host, attempt / 2, |round| self.relay.other(host, round));
                 let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
                 self.ask(host, way, known);
                 // The units that the host itself has links to may not know of this life, either.
-                self.pass_on_vouched(origin, voucher, beat);
+                self.pass_on_beat(origin, Some(voucher), beat);
             }
             self.settle(host, now);
             return Err(Refusal::Stale { host, said, known });
@@ -364,14 +361,14 @@ impl UnitEnd {
         if cached.has_changes() {
             self.collect_changes(host);
         }
-        self.pass_on_vouched(origin, voucher, beat);
+        self.pass_on_beat(origin, Some(voucher), beat);
         Ok(())
     }
 
-    /// Tells the other units what a leader said to this one.
-    fn pass_on_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat) {
+    /// Tells the other units that a host lives, if it or its leader said so to this one.
+    fn pass_on_beat(&mut self, origin: Origin<'_>, voucher: Option<HostId>, beat: Beat) {
         if let Origin::Host(_) = origin {
-            self.relay.pass_on(Beat { voucher: Some(voucher), ..beat });
+            self.relay.pass_on(Beat { voucher, ..beat });
         }
     }
 
@@ -379,7 +376,7 @@ impl UnitEnd {
         let Message { host, incarnation, sequence, body } = &message;
         let (host, sequence) = (*host, *sequence);
         if let Body::PostulateWrong { .. } | Body::PostulateRight { .. } = body {
-            let known = self.hosts.get(&host).ok_or(Refusal::Unknown)?.incarnation;
+            let known = self.hosts.get(host).ok_or(Refusal::Unknown)?.incarnation;
             if known != *incarnation {
                 return Err(Refusal::Stale { host, said: *incarnation, known });
             }
@@ -404,15 +401,15 @@ impl UnitEnd {
             }
             Body::Goodbye | Body::RowChange { .. } | Body::Table { .. } | Body::Postulate(_) => {}
         }
-        if let Some(cached) = self.hosts.get_mut(&host).filter(|cached| cached.is_other(*incarnation)) {
+        if let Some(cached) = self.hosts.get_mut(host).filter(|cached| cached.is_other(*incarnation)) {
             if let (Body::Goodbye, true) = (body, origin.may_speak_for(host)) {
-                cached.others.leave(*incarnation, sequence);
+                cached.rest.others.leave(*incarnation, sequence);
             }
             return Err(Refusal::Outranked(host));
         }
         self.admit(origin, host, *incarnation, now)?;
         let grace = self.settings.grace;
-        let Some(cached) = self.hosts.get_mut(&host) else { return Err(Refusal::Unknown) };
+        let Some(cached) = self.hosts.get_mut(host) else { return Err(Refusal::Unknown) };
         match body {
             Body::Goodbye => {
                 if sequence <= cached.sequence {
@@ -445,7 +442,7 @@ impl UnitEnd {
                     return Err(Refusal::Stale { host, said: *incarnation, known: cached.incarnation });
                 }
                 if cached.apply_table(origin, *generation, (*bits, *chunks), rows, now) == Applied::Known {
-                    let (said, known) = (*generation, cached.right_at);
+                    let (said, known) = (*generation, cached.rest.right_at);
                     return Err(Refusal::Replayed { host, sequence: said, known });
                 }
                 cached.told(*generation, *digest, *total);
@@ -461,7 +458,7 @@ impl UnitEnd {
     /// A source that does not count is heard, and may count from now on; if not, the other units hear of it, too.
     fn listen(&mut self, origin: Origin<'_>, beat: &Beat, now: Moment) -> Result<(), Refusal> {
         let retry = self.settings.retry;
-        let other = self.hosts.get_mut(&beat.host).filter(|cached| cached.is_other(beat.incarnation));
+        let other = self.hosts.get_mut(beat.host).filter(|cached| cached.is_other(beat.incarnation));
         let Some(cached) = other.filter(|_| origin.may_speak_for(beat.host)) else { return Ok(()) };
         let heard = cached.hear_other(origin, beat, now);
         match (heard, origin) {
@@ -486,11 +483,10 @@ impl UnitEnd {
         if !origin.may_speak_for(host) {
             return Err(Refusal::WrongHost(host));
         }
-        if self.hosts.len() >= self.settings.hosts_max && !self.hosts.contains_key(&host) {
+        if self.hosts.len() >= self.settings.hosts_max && self.hosts.get(host).is_none() {
             return Err(Refusal::Full(host));
         }
-        let cached =
-            self.hosts.entry(host).or_insert_with(|| Box::new(CachedHost::new(self.linked.contains(&host), now)));
+        let cached = self.hosts.get_or_insert(host, || CachedHost::new(self.linked.contains(&host), now));
         if incarnation > cached.incarnation {
             cached.begin(incarnation, now);
         } else if incarnation < cached.incarnation && !planted(Bug::StaleLifeTaken) {
@@ -518,9 +514,9 @@ impl UnitEnd {
     pub fn handle_timeout(&mut self, now: Moment) {
         while let Some((due, hosts)) = self.timers.pop(now) {
             for host in hosts {
-                let timed = self.hosts.get_mut(&host).filter(|cached| cached.timer == Some(due));
+                let timed = self.hosts.get_mut(host).filter(|cached| cached.timer == Some(due));
                 let Some(cached) = timed else { continue };
-                if let Some(due) = cached.rest(now) {
+                if let Some(due) = cached.rests(now) {
                     self.timers.set(due, host);
                     continue;
                 }
@@ -532,10 +528,10 @@ impl UnitEnd {
 
     fn host_timeout(&mut self, host: HostId, now: Moment) {
         let settings = &self.settings;
-        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let Some(cached) = self.hosts.get_mut(host) else { return };
         let age_out = cached.age_out();
         let unheard = now.since(cached.heard) >= age_out;
-        let unknown = cached.doubt.is_some_and(|doubt| now.since(doubt.since) >= age_out);
+        let unknown = cached.rest.doubt.is_some_and(|doubt| now.since(doubt.since) >= age_out);
         if cached.presence == Presence::Live && unheard && cached.replace_source(now) {
             return;
         }
@@ -545,22 +541,22 @@ impl UnitEnd {
             }
             Presence::Expected if unheard => cached.set_presence(Presence::Silent, now),
             Presence::Silent | Presence::Gone
-                if now.since(cached.presence_since) >= settings.forget
+                if now.since(cached.presence_since()) >= settings.forget
                     && now.since(cached.heard) >= settings.forget =>
             {
                 cached.clear();
                 self.collect_changes(host);
-                self.hosts.remove(&host);
+                self.hosts.remove(host);
                 return;
             }
             _ => {}
         }
         if unheard || cached.presence == Presence::Gone {
             // Asking the dead is of no use; a heartbeat brings the doubt back.
-            cached.doubt = None;
+            cached.rest.doubt = None;
             return;
         }
-        if let Some(doubt) = cached.doubt.as_mut().filter(|doubt| doubt.ask_at <= now) {
+        if let Some(doubt) = cached.rest.doubt.as_mut().filter(|doubt| doubt.ask_at <= now) {
             let factor = 1 << doubt.asked.min(3);
             let attempt = doubt.asked;
             doubt.asked += 1;
@@ -587,9 +583,9 @@ impl UnitEnd {
 
     /// Asks for the rows of a host that differ from those in the cache.
     fn ask(&mut self, host: HostId, to: Peer, incarnation: Incarnation) {
-        let Some(cached) = self.hosts.get(&host) else { return };
-        let rows = cached.table.len().max(cached.last_told().unwrap_or_default().2.into()).min(ROWS_MAX);
-        let digests = cached.table.chunk_digests(chunk_bits(rows));
+        let Some(cached) = self.hosts.get(host) else { return };
+        let rows = cached.table().len().max(cached.last_told().unwrap_or_default().2.into()).min(ROWS_MAX);
+        let digests = cached.table().chunk_digests(chunk_bits(rows));
         let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
         let body = Body::GetTable { unit, unit_incarnation, digests };
         self.out.push_back((to, Message { host, incarnation, sequence: 0, body }));
@@ -603,7 +599,7 @@ impl UnitEnd {
         asker: (UnitId, Incarnation),
         digests: &[u64],
     ) -> Result<(), Refusal> {
-        let cached = self.hosts.get(&host).ok_or(Refusal::Unknown)?;
+        let cached = self.hosts.get(host).ok_or(Refusal::Unknown)?;
         if known > cached.incarnation {
             // That unit knows a later life than this one, which the host has to exceed.
             if cached.direct {
@@ -615,11 +611,11 @@ impl UnitEnd {
             return Err(Refusal::Unknown);
         }
         let bits = u8::try_from(digests.len().max(1).trailing_zeros()).unwrap_or(0);
-        let ours = cached.table.chunk_digests(bits);
+        let ours = cached.table().chunk_digests(bits);
         let differs = |i: &usize| known != cached.incarnation || digests.get(*i) != Some(&ours[*i]);
         let chunks = (0..ours.len()).filter(differs).fold(0_u64, |chunks, i| chunks | 1 << i);
         let here = |row: &&Row| chunks >> chunk(row.application, bits) & 1 == 1;
-        let rows = cached.table.rows().filter(here).cloned().collect();
+        let rows = cached.table().rows().filter(here).cloned().collect();
         let (generation, digest, total) = cached.last_told().unwrap_or_default();
         let (unit, unit_incarnation) = asker;
         let body = Body::Table { unit, unit_incarnation, generation, digest, total, bits, chunks, rows };
@@ -638,14 +634,14 @@ impl UnitEnd {
         message: &Message,
         now: Moment,
     ) {
-        let Some(cached) = self.hosts.get(&host) else { return };
+        let Some(cached) = self.hosts.get(host) else { return };
         let to = match origin {
             Origin::Host(_) => Peer::Host(host),
             Origin::Unit(unit) => Peer::Unit(unit),
         };
         let (mut rights, mut wrongs) = (Vec::new(), Vec::new());
         for postulate in postulates {
-            match cached.table.row(postulate.application) {
+            match cached.table().row(postulate.application) {
                 Some(row) if row.version >= postulate.version && row.directives.target == postulate.target => {
                     rights.push(*postulate);
                 }
@@ -676,7 +672,7 @@ impl UnitEnd {
     }
 
     fn send_right(&mut self, to: Peer, host: HostId, sequence: u64, rights: Vec<Postulate>) {
-        let Some(cached) = self.hosts.get(&host).filter(|_| !rights.is_empty()) else { return };
+        let Some(cached) = self.hosts.get(host).filter(|_| !rights.is_empty()) else { return };
         let (unit, unit_incarnation) = (self.settings.unit, self.settings.incarnation);
         let body = Body::PostulateRight { unit, unit_incarnation, rights };
         self.out.push_back((to, Message { host, incarnation: cached.incarnation, sequence, body }));
@@ -684,12 +680,12 @@ impl UnitEnd {
 
     /// Gives a peer the rows it has wrong.
     fn correct(&mut self, host: HostId, unit: UnitId, wrongs: &[Wrong]) {
-        let Some(cached) = self.hosts.get(&host) else { return };
-        let rows = wrongs.iter().filter_map(|wrong| cached.table.row(wrong.postulate.application).cloned());
+        let Some(cached) = self.hosts.get(host) else { return };
+        let rows = wrongs.iter().filter_map(|wrong| cached.table().row(wrong.postulate.application).cloned());
         let operations: Vec<Operation> = rows.map(Operation::Add).collect();
         if !operations.is_empty() {
             let (incarnation, sequence) = (cached.incarnation, cached.sequence);
-            let body = Body::RowChange { generation: cached.right_at, operations };
+            let body = Body::RowChange { generation: cached.rest.right_at, operations };
             self.out.push_back((Peer::Unit(unit), Message { host, incarnation, sequence, body }));
         }
     }
@@ -711,7 +707,7 @@ impl UnitEnd {
 
     /// Something was heard of a host, or its time has come: sets its timer, and collects its changes.
     fn settle(&mut self, host: HostId, now: Moment) {
-        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let Some(cached) = self.hosts.get_mut(host) else { return };
         self.timers.set_if(cached.schedule(self.settings.forget, now), host);
         if cached.has_changes() {
             self.collect_changes(host);
@@ -719,11 +715,11 @@ impl UnitEnd {
     }
 
     fn collect_changes(&mut self, host: HostId) {
-        let Some(cached) = self.hosts.get_mut(&host) else { return };
+        let Some(cached) = self.hosts.get_mut(host) else { return };
         let changes = cached.take_changes();
         self.generation += 1;
         for application in changes {
-            if cached.table.row(application).is_some() {
+            if cached.table().row(application).is_some() {
                 self.by_application.entry(application).or_default().insert(host);
             } else if let Some(hosts) = self.by_application.get_mut(&application) {
                 self.relay.forget(host, application);
