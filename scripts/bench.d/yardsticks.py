@@ -1,5 +1,6 @@
 """The yardsticks: DPDK's testpmd and l3fwd, rte_hash, and random cache lines; each per second of its own thread's CPU time."""
 
+import contextlib
 import json
 import os
 import re
@@ -186,5 +187,9 @@ def rate(pid, packets, seconds):
 
 def cpu_times(pid):
     """CPU time of each thread in seconds, by the scheduler's own account in nanoseconds."""
-    tasks = Path(f"/proc/{pid}/task")
-    return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks.iterdir()}
+    times = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # One that ends meanwhile is not the one that never does.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            times[task.name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return times
