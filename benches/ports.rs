@@ -1,13 +1,14 @@
-//! What the benches need of DPDK: its start without huge pages, buffers, and ports that are rings in a loop.
+//! What the benches need of DPDK: its start, with huge pages if any are reserved, buffers, and ports that are rings in a loop.
 
 use weir::ports::PortQueue;
 use weir_dpdk::{Eal, EalOptions, IdlePort, MemoryMode, Mempool, PoolConfig, PortConfig};
 
 /// Starts DPDK for these CPUs, with so many buffers.
 pub(crate) fn start(program: &str, cpus: &[usize], mbufs: u32) -> Result<(Eal, Mempool), Box<dyn std::error::Error>> {
+    let huge = MemoryMode::Huge { in_memory: true };
     let eal = Eal::init(&EalOptions {
         program: program.to_owned(),
-        memory: MemoryMode::NoHuge { mib: 128 },
+        memory: if weir_dpdk::reserved_hugepages() > 0 { huge } else { MemoryMode::NoHuge { mib: 128 } },
         cpus: cpus.to_vec(),
         ..EalOptions::default()
     })?;

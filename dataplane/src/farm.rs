@@ -51,6 +51,7 @@ pub struct Farm {
     vlans: Vec<(PortId, u16, PortId)>,
     /// For the quick lane: the next hops of endpoints, and what fits through every port.
     quick_hops: Vec<QuickHop>,
+    pub(crate) quick_limits: crate::route_table::QuickLimits,
     /// Empty without tunnels.
     outer_frames: Vec<Option<OuterFrame>>,
     smallest_mtu: u16,
@@ -290,6 +291,7 @@ impl Farm {
             tunnels: HashMap::default(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
             quick_hops: Vec::new(),
+            quick_limits: timeouts.quick(),
             outer_frames: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
             fib4: None,

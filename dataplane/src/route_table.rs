@@ -128,7 +128,7 @@ impl IdleTimeouts {
 
 /// By a route's state, the idle time in milliseconds from which even a packet that changes nothing may not take it; 0 where each
 /// packet may change something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QuickLimits([u32; Self::LEN]);
 
 impl QuickLimits {
@@ -320,6 +320,17 @@ impl Entry {
     #[must_use]
     pub fn expired(&self, now: u32, timeouts: &IdleTimeouts) -> bool {
         self.idle(now) > timeouts.0[usize::from(self.state).min(State::COUNT - 1)]
+    }
+}
+
+/// A table's entries, of which many are looked for at once.
+pub struct Entries<'a, S>(&'a mut [S]);
+
+impl<S: Slot> Entries<'_, S> {
+    /// The entry at a place that [`RouteTable::look`] told.
+    #[inline(always)]
+    pub fn at(&mut self, index: usize) -> Option<&mut Entry> {
+        self.0.get_mut(index).map(S::entry_mut)
     }
 }
 
@@ -599,6 +610,12 @@ impl<S: Slot> RouteTable<S> {
     #[inline(always)]
     pub fn look(&self, line: usize, difference: impl Fn(&S) -> u64) -> Look {
         S::look(&self.slots, line, difference)
+    }
+
+    /// All entries, by the places that [`Self::look`] tells.
+    #[inline(always)]
+    pub fn entries_mut(&mut self) -> Entries<'_, S> {
+        Entries(&mut self.slots)
     }
 
     /// The entry at a place that [`Self::find`] returned.

@@ -152,7 +152,8 @@ pub(crate) async fn serve(
         }
         () = sleep(lasts) => Err(ConnectionError::LocallyClosed),
     };
-    let why = end.err().map_or_else(|| "the protocol was not kept".to_owned(), |error| error.to_string());
+    let why = end.err().or_else(|| connection.close_reason());
+    let why = why.map_or_else(|| "not admitted, or its stream ended".to_owned(), |why| why.to_string());
     tracing::debug!(link, %why, "link ends");
     connection.close(1_u32.into(), b"bye");
     let _ = reports.send(Report::Down { link }).await;

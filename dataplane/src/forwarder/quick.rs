@@ -157,7 +157,7 @@ impl Forwarder {
     /// Takes out of the lane each packet whose route is in the line that it waits for.
     #[inline(always)]
     fn leave_by_lines<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &mut QuickLane, farm: &Farm, now: u32) {
-        let limits = farm.timeouts.quick();
+        let limits = farm.quick_limits;
         let (mut found4, mut found6) = (Bits(0), Bits(0));
         for at in lane.four {
             let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
@@ -173,8 +173,10 @@ impl Forwarder {
             lane.lines[at] = look.index;
             found6.put(at, look.found);
         }
+        let packets = packets.as_mut_slice();
+        let mut entries = self.routes4.entries_mut();
         for at in found4 {
-            let entry = self.routes4.entry_mut(lane.lines[at]);
+            let Some(entry) = entries.at(lane.lines[at]) else { continue };
             lane.departures[at] = leave_by(entry, &mut packets[at], false, &self.translations, farm, &limits, now);
         }
         for at in found6 {

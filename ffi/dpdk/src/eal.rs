@@ -292,7 +292,8 @@ fn arguments(options: &EalOptions, affinity: Option<&CpuSet>) -> Result<Vec<CStr
 }
 
 /// How many huge pages of any size the kernel has reserved.
-fn reserved_hugepages() -> u64 {
+#[must_use]
+pub fn reserved_hugepages() -> u64 {
     let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
     let counts = sizes.filter_map(|size| std::fs::read_to_string(size.path().join("nr_hugepages")).ok());
     counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()

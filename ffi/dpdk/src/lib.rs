@@ -31,7 +31,7 @@ mod sockets;
 mod testing;
 
 pub use device::{Device, DeviceError, Vdev};
-pub use eal::{Eal, EalError, EalOptions, LogLevel, MemoryMode, RegisteredThread};
+pub use eal::{Eal, EalError, EalOptions, LogLevel, MemoryMode, RegisteredThread, reserved_hugepages};
 pub use errno::Errno;
 pub use mbuf::{Checksum, Mbuf, free_burst};
 pub use mempool::{Mempool, PoolConfig, PoolError};
