@@ -47,7 +47,7 @@ pub struct CachedHost {
     /// The number of the heartbeat in that leader's latest word.
     word: u64,
     group: Option<Arc<str>>,
-    /// The unit that last passed something on.
+    /// The unit that last passed on what the host itself said, or the first one that did so with a leader's word.
     pub(crate) through: Option<UnitId>,
     pub(crate) interval_ms: u16,
     pub(crate) presence: Presence,
@@ -243,6 +243,11 @@ impl CachedHost {
         }
     }
 
+    /// Remembers a unit that a leader's word came from, if there is no other: one that passes on what the host itself says has a link to it.
+    pub(crate) fn hear_of(&mut self, unit: UnitId) {
+        self.through.get_or_insert(unit);
+    }
+
     /// Remembers its group.
     pub(crate) fn join(&mut self, group: Option<&Arc<str>>) {
         if !self.is_in(group) {
@@ -425,7 +430,7 @@ impl CachedHost {
             && beat.sequence > self.sequence.max(leader.map_or(0, |_| self.word))
             && match origin {
                 Origin::Host(claims) => (self.direct || leader.is_some()) && self.is_in(claims.group_of(beat.host)),
-                Origin::Unit(unit) => self.through == Some(unit),
+                Origin::Unit(unit) => leader.is_some() || self.through == Some(unit),
             };
         if is_as_before {
             self.heard = now;

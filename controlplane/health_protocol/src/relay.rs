@@ -54,10 +54,11 @@ impl Relay {
         }
     }
 
-    /// Some unit that is up, another one each time: all of them have the whole cache.
-    pub(crate) fn other(&self, host: HostId, attempt: u32) -> Option<UnitId> {
+    /// Some unit that is up, another one each time: all of them have the whole cache. Each unit begins with another one: if all asked the
+    /// same one, that does not know either, none of them could learn it from those that have done so in the meantime.
+    pub(crate) fn other(&self, own: UnitId, host: HostId, attempt: u32) -> Option<UnitId> {
         let count = self.up().count().max(1);
-        let at = usize::try_from(host.0.wrapping_add(attempt)).unwrap_or(0) % count;
+        let at = usize::try_from(host.0.wrapping_add(own.0).wrapping_add(attempt)).unwrap_or(0) % count;
         self.up().nth(at)
     }
 

@@ -309,13 +309,13 @@ impl UnitEnd {
 
     /// Takes a leader's word that a host lives, and what the host's digest is: nothing else, and nothing that the host could not undo.
     fn take_vouched(&mut self, origin: Origin<'_>, voucher: HostId, beat: Beat, now: Moment) -> Result<(), Refusal> {
-        let host = beat.host;
+        let (host, own) = (beat.host, self.settings.unit);
         if self.hosts.len() >= self.settings.hosts_max && self.hosts.get(host).is_none() {
             return Err(Refusal::Full(host));
         }
         let cached = self.hosts.get_or_insert(host, || CachedHost::new(self.linked.contains(&host), now));
         match origin {
-            Origin::Unit(_) => cached.hear(origin, host),
+            Origin::Unit(unit) => cached.hear_of(unit),
             Origin::Host(claims) => cached.join(claims.group_of(host)),
         }
         if cached.is_other(beat.incarnation) {
@@ -338,7 +338,7 @@ impl UnitEnd {
                 // Another one each time. The host may have a link to this unit that nothing has come through.
                 let attempt = cached.rest.stale_asked;
                 cached.rest.stale_asked = attempt.wrapping_add(1);
-                let way = cached.way(host, attempt / 2, |round| self.relay.other(host, round));
+                let way = cached.way(host, attempt / 2, |round| self.relay.other(own, host, round));
                 let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
                 self.ask(host, way, known);
                 // The units that the host itself has links to may not know of this life, either.
@@ -527,7 +527,7 @@ impl UnitEnd {
     }
 
     fn host_timeout(&mut self, host: HostId, now: Moment) {
-        let settings = &self.settings;
+        let (settings, own) = (&self.settings, self.settings.unit);
         let Some(cached) = self.hosts.get_mut(host) else { return };
         let age_out = cached.age_out();
         let unheard = now.since(cached.heard) >= age_out;
@@ -561,7 +561,7 @@ impl UnitEnd {
             let attempt = doubt.asked;
             doubt.asked += 1;
             doubt.ask_at = now.after(if planted(Bug::AsksOnce) { settings.forget } else { settings.retry * factor });
-            let Some(to) = cached.way(host, attempt, |round| self.relay.other(host, round)) else { return };
+            let Some(to) = cached.way(host, attempt, |round| self.relay.other(own, host, round)) else { return };
             let known = cached.incarnation;
             self.ask(host, to, known);
         }
