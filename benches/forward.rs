@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let ring = format!("net_ring{number}");
             let queue = ports::ring(eal, pool, &ring)?;
             let generator = Generator::new(case, flows);
-            let feeder = Feeder { queue, generator, fill: Arc::default(), in_flight: 0 };
+            let feeder = Feeder { queue, generator, fill: Arc::default(), in_flight: 0, spare: Burst::new() };
             let bytes = case.packet_bytes(&feeder.generator);
             let mut rates =
                 if alone { harness(case, feeder, &options) } else { forward(name, case, feeder, flows, &options)? };
@@ -253,6 +253,8 @@ struct Feeder {
     fill: Arc<AtomicBool>,
     /// Buffers in the loop, where some get lost.
     in_flight: usize,
+    /// For those that are lost: written well before they come.
+    spare: Burst<MbufPacket>,
 }
 
 impl Feeder {
@@ -287,12 +289,17 @@ impl Queue for Feeder {
         }
         if self.generator.lossy {
             self.in_flight -= burst.len().min(self.in_flight);
+            if burst.is_empty() {
+                return;
+            }
+            let room = burst.remaining_capacity().min(self.spare.len());
+            burst.extend(self.spare.drain(..room));
             // What has not come back.
-            while self.in_flight + burst.len() < IN_FLIGHT && !burst.is_empty() && !burst.is_full() {
+            while self.in_flight + burst.len() + self.spare.len() < IN_FLIGHT && !self.spare.is_full() {
                 let Some(mut packet) = self.new_packet() else { break };
                 let flow = self.generator.flows.next();
                 self.generator.frame().write(flow, packet.data_mut());
-                burst.push(packet);
+                self.spare.push(packet);
             }
         }
     }
