@@ -101,6 +101,8 @@ pub struct Forwarder {
     hash: FlowHash,
     shard: usize,
     shards: usize,
+    /// See [`Self::spreads`].
+    spread: bool,
     /// What this shard has counted.
     pub counters: ShardCounters,
     /// What it has dropped.
@@ -130,9 +132,12 @@ impl Forwarder {
     ///
     /// [`MapError`] if there is not enough address space for the tables.
     pub fn new(settings: &Settings) -> Result<Self, MapError> {
+        let routes4 = RouteTable::new(settings.routes_ipv4, settings.hash.clone())?;
+        let routes6 = RouteTable::new(settings.routes_ipv6, settings.hash.clone())?;
         Ok(Self {
-            routes4: RouteTable::new(settings.routes_ipv4, settings.hash.clone())?,
-            routes6: RouteTable::new(settings.routes_ipv6, settings.hash.clone())?,
+            spread: routes4.bytes().max(routes6.bytes()) >= quick::SPREAD_FROM,
+            routes4,
+            routes6,
             // Each has a route from its client, in the table of the client's family.
             translations: TranslationTable::new(settings.routes_ipv4, settings.routes_ipv6),
             dead_ports: DeadPorts::new(settings.routes_ipv4, settings.routes_ipv6, settings.hash.clone()),
@@ -144,6 +149,12 @@ impl Forwarder {
             drops: Drops::default(),
             notices: ArrayVec::new(),
         })
+    }
+
+    /// The same as if its tables were as large as [`Self::spreads`] is about, or were not.
+    #[must_use]
+    pub fn with_spread(self, spread: bool) -> Self {
+        Self { spread, ..self }
     }
 
     /// IPv4 routes.
@@ -207,8 +218,8 @@ impl Forwarder {
     #[inline]
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
-        self.enter(packets, port, farm, &mut lane);
-        self.look(packets, &mut lane, farm, now);
+        self.enter::<false, P>(packets, port, farm, &mut lane);
+        self.look::<false, P>(packets, &mut lane, None, farm, now);
         self.leave(packets, &mut lane, farm, now)
     }
 

@@ -587,16 +587,20 @@ impl<S: Slot> RouteTable<S> {
         lines.into_iter().for_each(|line| weir_cpu::prefetch_write_at(&self.slots, line));
     }
 
-    /// Asks the processor for the first line of a hash and returns its number.
+    /// The number of a hash's first line.
     #[inline(always)]
     #[must_use]
-    pub fn prefetch_first(&self, hash: u64) -> usize {
-        let first = flow::place(hash, self.lines);
-        weir_cpu::prefetch_write_at(&self.slots, first * S::PER_LINE);
-        first
+    pub fn first_line(&self, hash: u64) -> usize {
+        flow::place(hash, self.lines)
     }
 
-    /// The same for its second line.
+    /// Asks the processor for a line, by its number; a number that there is not does no harm.
+    #[inline(always)]
+    pub fn prefetch_line(&self, line: usize) {
+        weir_cpu::prefetch_write_at(&self.slots, line.wrapping_mul(S::PER_LINE));
+    }
+
+    /// Asks the processor for the second line of a hash and returns its number.
     #[inline(always)]
     #[must_use]
     pub fn prefetch_second(&self, hash: u64) -> usize {

@@ -213,25 +213,31 @@ impl<Q: Queue> Shard<Q> {
                 self.take_from_kernel(packet, id, now);
             }
         }
-        if self.burst < BURST { work + self.receive_pieces(port, now) } else { work + self.receive_bursts(port, now) }
+        work + match (self.burst < BURST, self.forwarder.spreads()) {
+            (true, _) => self.receive_pieces(port, now),
+            (false, false) => self.receive_bursts::<false>(port, now),
+            (false, true) => self.receive_bursts::<true>(port, now),
+        }
     }
 
     /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
     /// passes one behind the other, so that the memory has the time of a whole burst to answer.
-    fn receive_bursts(&mut self, port: usize, now: Moment) -> usize {
+    fn receive_bursts<const SPREAD: bool>(&mut self, port: usize, now: Moment) -> usize {
         let id = port_id(port);
         let (mut work, mut bursts, mut more) = (0, 0, true);
         let mut step = 0;
         while more || step < bursts + 2 {
             if more {
-                let arrived = self.take_in(step % STAGES, port, now);
+                let arrived = self.take_in::<SPREAD>(step % STAGES, port, now);
                 work += arrived;
                 bursts += usize::from(arrived > 0);
                 more = arrived == BURST && bursts < BURSTS_AT_ONCE;
             }
             if (1..=bursts).contains(&step) {
-                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
-                self.forwarder.look(packets, lane, &self.farm, millis(now));
+                let next = (SPREAD && step < bursts).then_some(step % STAGES);
+                self.look::<SPREAD>((step - 1) % STAGES, next, now);
+            } else if SPREAD && bursts > 0 {
+                self.forwarder.ask(&self.stages[0].lane);
             }
             if (2..=bursts + 1).contains(&step) {
                 self.finish((step - 2) % STAGES, id, now);
@@ -247,7 +253,7 @@ impl<Q: Queue> Shard<Q> {
 
     /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
     #[inline]
-    fn take_in(&mut self, stage: usize, port: usize, now: Moment) -> usize {
+    fn take_in<const SPREAD: bool>(&mut self, stage: usize, port: usize, now: Moment) -> usize {
         let Ok(queue) = &mut self.ports[port].queue else {
             return 0;
         };
@@ -264,8 +270,23 @@ impl<Q: Queue> Shard<Q> {
             self.stages[stage].packets = all;
         }
         let Stage { packets, lane } = &mut self.stages[stage];
-        self.forwarder.enter(packets, id, &self.farm, lane);
+        self.forwarder.enter::<SPREAD, Q::Packet>(packets, id, &self.farm, lane);
         arrived
+    }
+
+    /// The second pass over a burst; the lines for the `next` one are asked for meanwhile, if that is to be spread.
+    #[inline]
+    fn look<const SPREAD: bool>(&mut self, stage: usize, next: Option<usize>, now: Moment) {
+        let (farm, now) = (&self.farm, millis(now));
+        match next.map(|next| self.stages.get_disjoint_mut([stage, next])) {
+            Some(Ok([Stage { packets, lane }, next])) => {
+                self.forwarder.look::<SPREAD, _>(packets, lane, Some(&next.lane), farm, now);
+            }
+            _ => {
+                let Stage { packets, lane } = &mut self.stages[stage];
+                self.forwarder.look::<SPREAD, _>(packets, lane, None, farm, now);
+            }
+        }
     }
 
     /// The last pass over a burst of the quick lane, and the general way for what is left.

@@ -46,9 +46,24 @@ impl Default for QuickLane {
 }
 
 impl Forwarder {
-    /// First pass over a burst that came in by `port`: takes into the lane what is plain, and asks for the lines of its routes.
+    /// Whether lines are to be asked for in small portions, by [`Self::look`] for the next burst: with a table so large that the processor
+    /// has to search for each line's page first, too, it can have only few on their way, and whatever asks for more has to wait.
     #[inline]
-    pub fn enter<P: Packet>(&self, packets: &Burst<P>, port: PortId, farm: &Farm, lane: &mut QuickLane) {
+    #[must_use]
+    pub fn spreads(&self) -> bool {
+        self.spread
+    }
+
+    /// First pass over a burst that came in by `port`: takes into the lane what is plain, and asks for the lines of its routes unless
+    /// that is to be spread.
+    #[inline]
+    pub fn enter<const SPREAD: bool, P: Packet>(
+        &self,
+        packets: &Burst<P>,
+        port: PortId,
+        farm: &Farm,
+        lane: &mut QuickLane,
+    ) {
         packets.iter().for_each(Packet::prefetch);
         let mac = address_word(farm.ports[usize::from(port)].mac);
         let longest = usize::from(farm.smallest_mtu().min(self.paths.room())) + 14;
@@ -65,8 +80,8 @@ impl Forwarder {
                 continue;
             }
             match word(start, 12) & ETHERTYPE_AND_VERSION {
-                IPV4 => self.enter4(lane, start, frame.len(), at, &mut four),
-                kind if kind & !0x0f_0000 == IPV6 => self.enter6(lane, frame, at, &mut six),
+                IPV4 => self.enter4::<SPREAD>(lane, start, frame.len(), at, &mut four),
+                kind if kind & !0x0f_0000 == IPV6 => self.enter6::<SPREAD>(lane, frame, at, &mut six),
                 _ => (),
             }
         }
@@ -74,7 +89,14 @@ impl Forwarder {
     }
 
     #[inline(always)]
-    fn enter4(&self, lane: &mut QuickLane, start: &[u8; SHORTEST], len: usize, at: usize, four: &mut Bits) {
+    fn enter4<const SPREAD: bool>(
+        &self,
+        lane: &mut QuickLane,
+        start: &[u8; SHORTEST],
+        len: usize,
+        at: usize,
+        four: &mut Bits,
+    ) {
         let total = usize::from(short(start, 16));
         // Fragment, TTL and protocol.
         let ip = quad(start, 20);
@@ -86,14 +108,18 @@ impl Forwarder {
             return self.prefetch4(start);
         }
         let (addresses, rest) = (word(start, 26), u64::from(quad(start, 34)) | u64::from(protocol) << 32);
-        lane.lines[at] = self.routes4.prefetch_first(self.hash.route4_words(addresses, rest));
+        let line = self.routes4.first_line(self.hash.route4_words(addresses, rest));
+        if !SPREAD {
+            self.routes4.prefetch_line(line);
+        }
+        lane.lines[at] = line;
         lane.addresses[at] = addresses;
         lane.rest[at] = rest;
         four.put(at, true);
     }
 
     #[inline(always)]
-    fn enter6(&self, lane: &mut QuickLane, frame: &[u8], at: usize, six: &mut Bits) {
+    fn enter6<const SPREAD: bool>(&self, lane: &mut QuickLane, frame: &[u8], at: usize, six: &mut Bits) {
         let Some(start) = frame.first_chunk::<SHORTEST6>() else {
             return;
         };
@@ -105,7 +131,11 @@ impl Forwarder {
         if !upper_is_plain(protocol, start, 54, total, 40) {
             return self.prefetch6(start);
         }
-        lane.lines[at] = self.routes6.prefetch_first(self.hash.route6(&key6(start)));
+        let line = self.routes6.first_line(self.hash.route6(&key6(start)));
+        if !SPREAD {
+            self.routes6.prefetch_line(line);
+        }
+        lane.lines[at] = line;
         six.put(at, true);
     }
 
@@ -123,11 +153,35 @@ impl Forwarder {
         self.routes6.prefetch(&key6(start));
     }
 
-    /// Second pass: rewrites what has a settled route in its first line and notes where it leaves; asks for the second line of the
-    /// others.
+    /// Asks for the lines of a burst that there is none before.
     #[inline]
-    pub fn look<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &mut QuickLane, farm: &Farm, now: u32) {
-        self.leave_by_lines(packets, lane, farm, now);
+    pub fn ask(&self, lane: &QuickLane) {
+        (0..BURST).step_by(PORTION).for_each(|first| self.ask_some(lane, first));
+    }
+
+    #[inline(always)]
+    fn ask_some(&self, lane: &QuickLane, first: usize) {
+        if lane.four.some(first, PORTION) != Bits(0) {
+            // Those that are not in the lane cost no more than to look whether they are.
+            lane.lines[first..first + PORTION].iter().for_each(|line| self.routes4.prefetch_line(*line));
+        }
+        for at in lane.six.some(first, PORTION) {
+            self.routes6.prefetch_line(lane.lines[at]);
+        }
+    }
+
+    /// Second pass: rewrites what has a settled route in its first line and notes where it leaves; asks for the second line of the
+    /// others, and, where that is spread, for the first lines of the `next` burst.
+    #[inline]
+    pub fn look<const SPREAD: bool, P: Packet>(
+        &mut self,
+        packets: &mut Burst<P>,
+        lane: &mut QuickLane,
+        next: Option<&QuickLane>,
+        farm: &Farm,
+        now: u32,
+    ) {
+        self.leave_by_lines::<SPREAD, P>(packets, lane, next, farm, now);
         for at in lane.four {
             lane.lines[at] = self.routes4.prefetch_second(self.hash.route4_words(lane.addresses[at], lane.rest[at]));
         }
@@ -148,43 +202,58 @@ impl Forwarder {
         now: u32,
     ) -> Departures {
         if lane.four != Bits(0) || lane.six != Bits(0) {
-            self.leave_by_lines(packets, lane, farm, now);
+            self.leave_by_lines::<false, P>(packets, lane, None, farm, now);
         }
         self.counters.hits += lane.departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
         lane.departures
     }
 
-    /// Takes out of the lane each packet whose route is in the line that it waits for.
+    /// Takes out of the lane each packet whose route is in the line that it waits for; in portions, if lines of the `next` burst are asked
+    /// for in between.
     #[inline(always)]
-    fn leave_by_lines<P: Packet>(&mut self, packets: &mut Burst<P>, lane: &mut QuickLane, farm: &Farm, now: u32) {
+    fn leave_by_lines<const SPREAD: bool, P: Packet>(
+        &mut self,
+        packets: &mut Burst<P>,
+        lane: &mut QuickLane,
+        next: Option<&QuickLane>,
+        farm: &Farm,
+        now: u32,
+    ) {
         let limits = farm.quick_limits;
-        let (mut found4, mut found6) = (Bits(0), Bits(0));
-        for at in lane.four {
-            let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
-            let look = self.routes4.look(lane.lines[at], |slot| slot.difference(addresses, rest));
-            lane.lines[at] = look.index;
-            found4.put(at, look.found);
-        }
-        for at in lane.six {
-            let Some(key) = packets[at].data().first_chunk::<SHORTEST6>().map(key6) else {
-                continue;
-            };
-            let look = self.routes6.look(lane.lines[at], |slot| slot.difference(&key));
-            lane.lines[at] = look.index;
-            found6.put(at, look.found);
-        }
         let packets = packets.as_mut_slice();
-        let mut entries = self.routes4.entries_mut();
-        for at in found4 {
-            let Some(entry) = entries.at(lane.lines[at]) else { continue };
-            lane.departures[at] = leave_by(entry, &mut packets[at], false, &self.translations, farm, &limits, now);
+        let portion = if SPREAD { PORTION } else { BURST };
+        let (mut left4, mut left6) = (lane.four, lane.six);
+        for first in (0..BURST).step_by(portion) {
+            if SPREAD && let Some(next) = next {
+                self.ask_some(next, first);
+            }
+            let (mut found4, mut found6) = (Bits(0), Bits(0));
+            for at in lane.four.some(first, portion) {
+                let (addresses, rest) = (lane.addresses[at], lane.rest[at]);
+                let look = self.routes4.look(lane.lines[at], |slot| slot.difference(addresses, rest));
+                lane.lines[at] = look.index;
+                found4.put(at, look.found);
+            }
+            for at in lane.six.some(first, portion) {
+                let Some(key) = packets[at].data().first_chunk::<SHORTEST6>().map(key6) else {
+                    continue;
+                };
+                let look = self.routes6.look(lane.lines[at], |slot| slot.difference(&key));
+                lane.lines[at] = look.index;
+                found6.put(at, look.found);
+            }
+            let mut entries = self.routes4.entries_mut();
+            for at in found4 {
+                let Some(entry) = entries.at(lane.lines[at]) else { continue };
+                lane.departures[at] = leave_by(entry, &mut packets[at], false, &self.translations, farm, &limits, now);
+            }
+            for at in found6 {
+                let entry = self.routes6.entry_mut(lane.lines[at]);
+                lane.departures[at] = leave_by(entry, &mut packets[at], true, &self.translations, farm, &limits, now);
+            }
+            (left4, left6) = (left4.without(found4), left6.without(found6));
         }
-        for at in found6 {
-            let entry = self.routes6.entry_mut(lane.lines[at]);
-            lane.departures[at] = leave_by(entry, &mut packets[at], true, &self.translations, farm, &limits, now);
-        }
-        let (four, six) = (lane.four.without(found4), lane.six.without(found6));
-        (lane.four, lane.six) = (four, six);
+        (lane.four, lane.six) = (left4, left6);
     }
 }
 
@@ -311,6 +380,12 @@ impl Bits {
         self.0 |= u32::from(value) << at;
     }
 
+    /// Those of so many places from `first` on.
+    #[inline(always)]
+    fn some(self, first: usize, portion: usize) -> Self {
+        Self(self.0 & (u32::MAX >> (BURST - portion)) << first)
+    }
+
     #[inline(always)]
     fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
@@ -389,6 +464,10 @@ fn short(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
+/// Bytes of routes from which lines are asked for in portions: 64 million of IPv4 took 8 to 15 % less then, 16 million 7 % more.
+pub(super) const SPREAD_FROM: usize = 2 << 30;
+/// So many of them.
+const PORTION: usize = 8;
 /// Ethernet, IPv4 and TCP without options; Ethernet pads shorter frames.
 const SHORTEST: usize = 54;
 /// Ethernet, IPv6 and TCP without options.

@@ -186,6 +186,8 @@ pub(crate) struct Setup {
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
     pub(crate) twins: bool,
+    /// Whether shards ask for routes' lines as with large tables.
+    pub(crate) spread: bool,
 }
 
 impl Setup {
@@ -224,6 +226,7 @@ impl Setup {
             fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
+            spread: false,
         }
     }
 }
@@ -259,7 +262,7 @@ impl Lab {
             let ours = ours.collect();
             let (routes_ipv4, routes_ipv6) = (setup.routes, setup.routes);
             let settings = forwarder::Settings { shard: number, shards, routes_ipv4, routes_ipv6, hash: hash.clone() };
-            let forwarder = Forwarder::new(&settings).unwrap();
+            let forwarder = Forwarder::new(&settings).unwrap().with_spread(setup.spread);
             let ports = (0..parts.ports.len()).map(|port| {
                 let end = |twin| End { wire: Arc::clone(&wire), shard: number, port, twin };
                 let queue = Some(sender(number, port)).filter(|to| *to != number).map_or(Ok(end(false)), Err);

@@ -12,7 +12,7 @@ use weir_dataplane::tunneler::Tunnel;
 use weir_dataplane::wire::tcp::Flags;
 
 use crate::frames;
-use crate::lab::{DNS, Family, HTTP, MACS, Setup, endpoint};
+use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, endpoint};
 
 /// What a client sends.
 #[derive(Debug, Clone)]
@@ -123,4 +123,29 @@ proptest! {
             prop_assert_ne!(packet.data(), &frame[..]);
         }
     }
+}
+
+/// Many bursts one behind the other, of both families, with packets in between that are left to the general way.
+#[test]
+fn lines_that_are_asked_for_in_portions_make_no_difference() {
+    let sent = |spread| {
+        let mut lab = Lab::new(Setup { spread, ..Setup::new(Mode::Dsr) });
+        let segment = |client: u16, flags: Flags| {
+            let family = if client.is_multiple_of(3) { Family::V6 } else { Family::V4 };
+            frames::segment(MACS[0], family.client(client), family.vip(HTTP), flags, b"x")
+        };
+        let mut seen = lab.exchange(0, (1..=200).map(|client| segment(client, Flags::SYN)));
+        assert_eq!(seen.len(), 200, "{:?}", lab.drops());
+        for length in [1, 31, 32, 33, 200] {
+            // Every eleventh closes.
+            let flags = |client: u16| if client % 11 == 7 { Flags::ACK | Flags::FIN } else { Flags::ACK };
+            let all = lab.exchange(0, (1..=length).map(|client| segment(client, flags(client))));
+            assert_eq!(all.len(), usize::from(length), "{:?}", lab.drops());
+            seen.extend(all);
+        }
+        (seen, lab.count("hits"))
+    };
+    let (in_portions, hits) = sent(true);
+    assert_eq!((in_portions, hits), sent(false));
+    assert!(hits >= 297, "{hits} of 297 packets had a route");
 }
