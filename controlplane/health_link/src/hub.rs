@@ -174,7 +174,7 @@ impl Hub {
         }
     }
 
-    /// Takes the packets that are there, and does not ask to be woken for the next: so long as this is not [`Hub::poll_receive`] again.
+    /// Takes the packets that are there. Until [`Hub::poll_receive`] is called again, none that comes wakes anybody.
     pub(crate) fn receive_unwatched(&mut self, now: Instant) -> usize {
         self.socket.unwatch();
         self.receive(now).unwrap_or(0)
