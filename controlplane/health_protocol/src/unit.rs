@@ -335,11 +335,12 @@ impl UnitEnd {
             // One that is earlier may be a host's whose clock went back, and has to learn of the later one.
             if said != known && !told {
                 cached.rest.stale_told = Some(now);
-                // Another one each time. The host may have a link to this unit that nothing has come through.
+                // Another one each time: the host itself, if it has a link to this unit (nothing may have come through it), or a unit.
                 let attempt = cached.rest.stale_asked;
                 cached.rest.stale_asked = attempt.wrapping_add(1);
-                let way = cached.way(host, attempt / 2, |round| self.relay.other(own, host, round));
-                let way = way.filter(|_| attempt % 2 == 1).unwrap_or(Peer::Host(host));
+                let linked = u32::from(self.linked.contains(&host));
+                let way = cached.way(host, attempt >> linked, |round| self.relay.other(own, host, round));
+                let way = way.filter(|_| attempt & linked == linked).unwrap_or(Peer::Host(host));
                 self.ask(host, way, known);
                 // The units that the host itself has links to may not know of this life, either.
                 self.pass_on_beat(origin, Some(voucher), beat);
