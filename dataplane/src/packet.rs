@@ -32,9 +32,9 @@ pub trait Queue: Send + 'static {
     fn receive(&mut self, burst: &mut Burst<Self::Packet>);
     /// Sends a prefix of `burst`; the tail that was not accepted stays in it, in order.
     fn send(&mut self, burst: &mut Burst<Self::Packet>);
-    /// Whether so much waits to be received that soon there may be no room for more; false where the driver cannot tell.
-    fn is_behind(&self) -> bool {
-        false
+    /// Whether so much waits to be received that soon there may be no room for more; `None` where the driver cannot tell.
+    fn is_behind(&self) -> Option<bool> {
+        None
     }
     /// An empty buffer for a packet that the unit itself originates; `None` if there is none.
     fn allocate(&mut self) -> Option<Self::Packet>;

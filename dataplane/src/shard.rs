@@ -53,18 +53,20 @@ pub struct ShardPort<Q: Queue> {
     vlan: Option<(PortId, u16)>,
     twin: Twin<Q>,
     transmit: Burst<Q::Packet>,
+    /// Turns in a row that took as much as a turn may.
+    full_turns: u32,
 }
 
 impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
-        Self { queue, vlan: None, twin, transmit: Burst::new() }
+        Self { queue, vlan: None, twin, transmit: Burst::new(), full_turns: 0 }
     }
 
     /// A VLAN with this identifier on another port.
     #[must_use]
     pub fn vlan(parent: PortId, id: u16) -> Self {
-        Self { queue: Err(usize::MAX), vlan: Some((parent, id)), twin: Twin::Itself, transmit: Burst::new() }
+        Self { vlan: Some((parent, id)), ..Self::new(Err(usize::MAX), Twin::Itself) }
     }
 }
 
@@ -244,9 +246,7 @@ impl<Q: Queue> Shard<Q> {
             }
             step += 1;
         }
-        if bursts == BURSTS_AT_ONCE {
-            self.note_backlog(port);
-        }
+        self.note_backlog(port, bursts == BURSTS_AT_ONCE);
         self.forwarder.counters.received += work as u64;
         work
     }
@@ -317,9 +317,7 @@ impl<Q: Queue> Shard<Q> {
         }
         let work = burst.len();
         self.forwarder.counters.received += work as u64;
-        if burst.is_full() {
-            self.note_backlog(port);
-        }
+        self.note_backlog(port, burst.is_full());
         if self.farm.is_trunk(id) {
             self.take_tagged(&mut burst, id, now);
         }
@@ -327,9 +325,13 @@ impl<Q: Queue> Shard<Q> {
         work
     }
 
-    /// As much came from a port as a turn takes: looks whether much more waits.
-    fn note_backlog(&mut self, port: usize) {
-        if self.ports[port].queue.as_ref().is_ok_and(Queue::is_behind) {
+    /// Where a turn was `full`, as much came from a port as a turn takes: looks whether much more waits.
+    fn note_backlog(&mut self, port: usize, full: bool) {
+        let ShardPort { queue: Ok(queue), full_turns, .. } = &mut self.ports[port] else {
+            return;
+        };
+        *full_turns = if full { full_turns.saturating_add(1) } else { 0 };
+        if full && queue.is_behind().unwrap_or(*full_turns > FULL_TURNS) {
             self.backlog.note();
         }
     }
@@ -414,7 +416,7 @@ impl<Q: Queue> Shard<Q> {
                 work += 1;
                 self.forwarder.plumb(&plumb, &self.farm, millis(now));
             }
-            for _ in 0..BURST {
+            for _ in 0..self.backlog.answers() {
                 if !self.room_for_notices() {
                     break;
                 }
@@ -753,6 +755,8 @@ fn port_id(port: usize) -> PortId {
 
 /// Bursts taken from a port in one turn at the most: each but the last two is fetched while others are worked on.
 const BURSTS_AT_ONCE: usize = 8;
+/// After so many full turns in a row a port is taken to be behind, if its driver cannot tell.
+const FULL_TURNS: u32 = 16;
 /// Passes of the quick lane.
 const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.

@@ -97,8 +97,9 @@ impl Queue for PortQueue {
         self.tx.send(burst);
     }
 
-    fn is_behind(&self) -> bool {
-        self.rx.is_half_full()
+    fn is_behind(&self) -> Option<bool> {
+        let descriptors = self.rx.descriptors();
+        self.rx.holds_more_than((descriptors / 4).max(TWO_TURNS).min(descriptors / 2))
     }
 
     fn allocate(&mut self) -> Option<MbufPacket> {
@@ -331,5 +332,7 @@ fn device(device: &Device) -> weir_dpdk::Device {
     }
 }
 
+/// Packets that a shard takes from a port in two turns: what waits beyond that, in a queue large enough, is a backlog.
+const TWO_TURNS: u16 = 512;
 /// `ETH_AF_XDP_DFLT_NUM_DESCS`: what the driver always holds for the kernel to fill, whatever the queue's size.
 const AF_XDP_FILL_RING: u32 = 2048;

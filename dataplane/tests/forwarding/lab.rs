@@ -536,7 +536,7 @@ pub(crate) struct Wire {
     pub(crate) live: AtomicUsize,
     /// How many packets a queue takes in one go.
     pub(crate) accepts: AtomicUsize,
-    /// A queue that can tell is behind when so many packets wait.
+    /// A queue is behind when so many packets wait; with 0 it cannot tell.
     pub(crate) behind: AtomicUsize,
     pub(crate) received: AtomicUsize,
     pub(crate) from_twins: AtomicUsize,
@@ -636,8 +636,9 @@ impl Queue for End {
         counter.fetch_add(accepted, Ordering::Relaxed);
     }
 
-    fn is_behind(&self) -> bool {
-        self.wire.arriving[self.shard][self.port][0].len() >= self.wire.behind.load(Ordering::Relaxed)
+    fn is_behind(&self) -> Option<bool> {
+        let behind = self.wire.behind.load(Ordering::Relaxed);
+        (behind > 0).then(|| self.wire.arriving[self.shard][self.port][0].len() >= behind)
     }
 
     fn allocate(&mut self) -> Option<Tracked> {

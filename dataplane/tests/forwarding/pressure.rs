@@ -63,6 +63,26 @@ fn a_shard_that_is_behind_takes_up_fewer_packets_without_a_route() {
 }
 
 #[test]
+fn a_shard_whose_port_cannot_tell_is_behind_when_it_has_been_busy_for_long() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::new(Setup { divert_ring: 8192, ..Setup::new(mode) });
+        lab.wire.behind.store(0, Ordering::Relaxed);
+        (0..256 * 20).for_each(|n| lab.arrive(0, 0, &syn(family, n, HTTP)));
+        let shed: Vec<_> = (0..20)
+            .map(|_| {
+                lab.shards[0].turn(lab.now);
+                lab.dropped(DropReason::DivertShed)
+            })
+            .collect();
+        // 17 turns that have all they may, and the next one takes up half of it.
+        let expected: Vec<_> = [0; 17].into_iter().chain([128, 128 + 192, 128 + 192 + 224]).collect();
+        assert_eq!(shed, expected);
+        lab.run();
+        lab.check();
+    });
+}
+
+#[test]
 fn a_full_ring_to_the_owner_drops_what_comes_last() {
     everywhere(|mode, family| {
         let mut lab = Lab::new(Setup { handover_ring: 4, ..Setup::new(mode).sharded(2) });

@@ -65,13 +65,19 @@ impl RxQueue {
         kept - before
     }
 
-    /// Whether packets wait in half of the queue's descriptors; false where the driver cannot tell (`net_ring`, `af_packet`, `af_xdp`).
+    /// As many packets as may wait in it.
     #[must_use]
-    pub fn is_half_full(&self) -> bool {
+    pub fn descriptors(&self) -> u16 {
+        self.descriptors
+    }
+
+    /// Whether more than so many packets wait; `None` where the driver cannot tell (`net_ring`, `af_packet`, `af_xdp`).
+    #[must_use]
+    pub fn holds_more_than(&self, packets: u16) -> Option<bool> {
         // SAFETY: the port is started and stays so while `shared` lives, and there is no other reader than who has this.
-        let status = unsafe { sys::shim_rx_descriptor_status(self.port, self.queue, self.descriptors / 2) };
+        let status = unsafe { sys::shim_rx_descriptor_status(self.port, self.queue, packets) };
         // Less than 0 is an error.
-        u32::try_from(status) == Ok(sys::RTE_ETH_RX_DESC_DONE)
+        u32::try_from(status).ok().map(|status| status == sys::RTE_ETH_RX_DESC_DONE)
     }
 
     /// Frames that came in several pieces and were dropped: they were larger than the pool's buffers.
