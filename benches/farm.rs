@@ -89,7 +89,7 @@ impl Frame {
     }
 
     /// Writes the headers of a flow over those of a packet that has been forwarded.
-    #[inline]
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "words of a sum")]
     pub(crate) fn write(&self, flow: u64, frame: &mut [u8]) {
         if self.fixed {

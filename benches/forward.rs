@@ -309,8 +309,12 @@ impl Queue for Feeder {
         // Now and not at reception: a processor that reads what it has just written in other pieces waits for it, and no port
         // makes it do that.
         let generator = &mut self.generator;
-        if let ([frame], 0) = (&generator.frames[..], generator.overhead) {
+        if let [frame] = &generator.frames[..] {
             for packet in burst.iter_mut() {
+                if generator.overhead > 0 {
+                    packet.trim_front(generator.overhead);
+                    packet.resize(frame.bytes.len());
+                }
                 frame.write(generator.flows.next(), packet.data_mut());
             }
         } else if generator.lossy {
@@ -364,16 +368,13 @@ impl Generator {
         }
     }
 
-    /// Takes what forwarding has put before it off a packet, makes it as long as the next one is to be, and writes that.
+    /// Makes a packet as long as the next one is to be, and writes that.
     fn reshape(&mut self, packet: &mut MbufPacket) {
-        packet.trim_front(self.overhead);
-        let (several, flow) = (self.frames.len() > 1, self.flows.next());
+        let flow = self.flows.next();
         let frame = self.frame();
         packet.resize(frame.bytes.len());
-        if several {
-            // It may have been of the other family.
-            packet.data_mut()[..frame.headers()].copy_from_slice(&frame.bytes[..frame.headers()]);
-        }
+        // It may have been of the other family.
+        packet.data_mut()[..frame.headers()].copy_from_slice(&frame.bytes[..frame.headers()]);
         frame.write(flow, packet.data_mut());
     }
 

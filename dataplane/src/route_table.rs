@@ -253,6 +253,13 @@ impl Entry {
         self.action == SEND + mode as u8
     }
 
+    /// Whether the packets are sent through a tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub fn tunnels(&self) -> bool {
+        self.sends_by(Mode::Ipip) || self.sends_by(Mode::Gue)
+    }
+
     /// The endpoint of a route that sends to one; of no use for any other.
     #[inline(always)]
     #[must_use]
@@ -407,8 +414,8 @@ impl Slot for Slot4 {
         let Some([first, second]) = slots.as_chunks::<2>().0.get(line) else {
             return Look { found: false, index: 0 };
         };
-        let (first, second) = (difference(first), difference(second));
-        Look { found: first.min(second) == 0, index: 2 * line + usize::from(second == 0) }
+        let (first, second) = (difference(first) == 0, difference(second) == 0);
+        Look { found: first | second, index: 2 * line + usize::from(second) }
     }
 
     #[inline]

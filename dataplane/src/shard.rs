@@ -303,8 +303,8 @@ impl<Q: Queue> Shard<Q> {
             // All of it leaves by one port, and nothing waits there.
             transmit_burst(queue, packets, &mut self.forwarder);
         } else {
-            let packets = std::mem::take(packets);
-            self.dispatch(packets, &departures, port, now);
+            let mut packets = std::mem::take(packets);
+            self.dispatch(&mut packets, &departures, port, now);
         }
     }
 
@@ -341,13 +341,13 @@ impl<Q: Queue> Shard<Q> {
         while !burst.is_empty() {
             let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
             let departures = self.forwarder.forward(&mut piece, port, &self.farm, millis(now));
-            self.dispatch(piece, &departures, port, now);
+            self.dispatch(&mut piece, &departures, port, now);
         }
     }
 
     /// Sends each packet where the quick lane says, or takes it the general way.
-    fn dispatch(&mut self, packets: Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
-        for (packet, departure) in packets.into_iter().zip(departures) {
+    fn dispatch(&mut self, packets: &mut Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
+        for (packet, departure) in packets.drain(..).zip(departures) {
             if *departure == GENERAL {
                 self.process_one(packet, port, now);
             } else {
@@ -479,7 +479,7 @@ impl<Q: Queue> Shard<Q> {
     ) -> Fate {
         let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
         let allowed = parsed.key.protocol() == protocol::TCP || self.errors.allow(now);
-        if allowed && self.respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
+        if allowed && respond(packet, |frame, out| responder::refuse(frame, out, mac)) {
             self.forwarder.counters.refused += 1;
             Fate::Send(port)
         } else {
@@ -516,7 +516,7 @@ impl<Q: Queue> Shard<Q> {
                     matches!(parsed.key, Key::V4(_)) && packet.data()[usize::from(parsed.l3) + 6] & DONT_FRAGMENT == 0;
                 if !may_fragment
                     && self.errors.allow(now)
-                    && self.respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out))
+                    && respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out))
                 {
                     self.forwarder.counters.refused += 1;
                     self.forwarder.counters.told_too_big += 1;
@@ -533,15 +533,15 @@ impl<Q: Queue> Shard<Q> {
                 );
             }
             Fate::Respond => {
-                let mac = MacAddress(self.farm.ports[usize::from(port)].mac);
-                let farm = Arc::clone(&self.farm);
+                let farm = &self.farm;
+                let mac = MacAddress(farm.ports[usize::from(port)].mac);
                 let owns = |address| farm.answers_for(port, address);
                 let is_ours = |address| farm.stands_for(address);
-                let answered = self.respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns));
-                if answered || matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_)) {
-                    if !answered && !self.echoes.allow(now) {
-                        return self.forwarder.drops.count(DropReason::IcmpRate);
-                    }
+                let echoes = matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_));
+                if echoes && !self.echoes.allow(now) {
+                    return self.forwarder.drops.count(DropReason::IcmpRate);
+                }
+                if echoes || respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns)) {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
                 } else if self.farm.is_for_us(&parsed.key) {
@@ -573,19 +573,6 @@ impl<Q: Queue> Shard<Q> {
             Ok(()) => self.forwarder.counters.diverted += 1,
             Err(reason) => self.forwarder.drops.count(reason),
         }
-    }
-
-    /// Puts an answer of the responder in the place of the packet it answers; false if there is none, or no room for it.
-    fn respond(&mut self, packet: &mut Q::Packet, answer: impl FnOnce(&[u8], &mut [u8]) -> Answer) -> bool {
-        let mut out = [0; RESPONSE];
-        let Answer::Reply(length) = answer(packet.data(), &mut out) else {
-            return false;
-        };
-        if !packet.resize(length) {
-            return false;
-        }
-        packet.data_mut().copy_from_slice(&out[..length]);
-        true
     }
 
     fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
@@ -678,6 +665,19 @@ impl<Q: Queue> Shard<Q> {
     pub fn publish(&mut self) {
         self.published.store(&self.forwarder, &self.forwarder.drops);
     }
+}
+
+/// Puts an answer of the responder in the place of the packet it answers; false if there is none, or no room for it.
+fn respond<P: Packet>(packet: &mut P, answer: impl FnOnce(&[u8], &mut [u8]) -> Answer) -> bool {
+    let mut out = [0; RESPONSE];
+    let Answer::Reply(length) = answer(packet.data(), &mut out) else {
+        return false;
+    };
+    if !packet.resize(length) {
+        return false;
+    }
+    packet.data_mut().copy_from_slice(&out[..length]);
+    true
 }
 
 /// Puts a finished packet behind the others for its port, or gives it to the shard that sends by it.

@@ -147,13 +147,13 @@ impl Tunnel {
         if overhead == GUE4 {
             bytes[43] = Protocol::IPV4.0;
         }
-        let sum = Sum::new().bytes(&bytes[14..34]);
+        let sum = !Sum::new().bytes(&bytes[14..34]).checksum();
         Some(OuterFrame {
             bytes,
             gue: overhead == GUE4,
             port: hop.port,
             room: mtu.saturating_sub(self.overhead()),
-            sum,
+            sum: sum.to_be().into(),
         })
     }
 
@@ -242,8 +242,8 @@ pub struct OuterFrame {
     port: PortId,
     /// The longest IP packet that goes inside.
     room: u16,
-    /// Of the IP header as it stands there.
-    sum: Sum,
+    /// Of the IP header as it stands there: sixteen bits, in the machine's order of bytes.
+    sum: u32,
 }
 
 impl OuterFrame {
@@ -276,7 +276,11 @@ impl OuterFrame {
         outer.copy_from_slice(&self.bytes[..M]);
         outer[15] = class;
         outer[16..18].copy_from_slice(&outer_len.to_be_bytes());
-        outer[24..26].copy_from_slice(&self.sum.u16(u16::from(class)).u16(outer_len).checksum().to_be_bytes());
+        // Sums do not mind the order of bytes (RFC 1071), so none is turned round but what is written.
+        let sum = self.sum + u32::from(u16::from(class).to_be()) + u32::from(outer_len.to_be());
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+        outer[24..26].copy_from_slice(&(!sum).to_ne_bytes());
         if N == GUE4 {
             outer[34..36].copy_from_slice(&entropy.to_be_bytes());
             outer[38..40].copy_from_slice(&(outer_len - IPIP4 as u16).to_be_bytes());

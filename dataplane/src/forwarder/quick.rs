@@ -273,7 +273,13 @@ fn leave_by<P: Packet>(
     }
     entry.touch(now);
     if !entry.sends_by(Mode::Dsr) {
-        return translate(entry, packet, v6, translations, farm).unwrap_or(GENERAL);
+        if !v6 && entry.tunnels() {
+            let port = tunnel(entry, packet, farm);
+            if port != GENERAL {
+                return port;
+            }
+        }
+        return translate(entry, packet, v6, translations, farm);
     }
     let (Some(hop), Some(frame)) = (farm.quick_hop(entry.endpoint()), packet.data_mut().first_chunk_mut::<SHORTEST>())
     else {
@@ -288,7 +294,18 @@ fn leave_by<P: Packet>(
     hop.port
 }
 
+/// Into a tunnel over IPv4; [`GENERAL`], with the packet unchanged, where it goes over IPv6 or the packet does not fit.
+///
+/// Cold, as the other one is: so the processor's registers are kept for packets that only get new link-layer addresses, which is a
+/// hundredth for those and nothing for these.
+#[cold]
+#[inline(never)]
+fn tunnel<P: Packet>(entry: &Entry, packet: &mut P, farm: &Farm) -> PortId {
+    farm.outer_frame(entry.endpoint()).and_then(|outer| outer.push(packet)).unwrap_or(GENERAL)
+}
+
 /// The modes that change more than the link-layer addresses.
+#[cold]
 #[inline(never)]
 fn translate<P: Packet>(
     entry: &Entry,
@@ -296,14 +313,18 @@ fn translate<P: Packet>(
     v6: bool,
     translations: &TranslationTable,
     farm: &Farm,
+) -> PortId {
+    try_translate(entry, packet, v6, translations, farm).unwrap_or(GENERAL)
+}
+
+#[inline(always)]
+fn try_translate<P: Packet>(
+    entry: &Entry,
+    packet: &mut P,
+    v6: bool,
+    translations: &TranslationTable,
+    farm: &Farm,
 ) -> Option<PortId> {
-    if !v6
-        && (entry.sends_by(Mode::Ipip) || entry.sends_by(Mode::Gue))
-        && let Some(outer) = farm.outer_frame(entry.endpoint())
-        && let Some(port) = outer.push(packet)
-    {
-        return Some(port);
-    }
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
@@ -420,8 +441,11 @@ fn sums_up(start: &[u8; SHORTEST]) -> bool {
 #[inline(always)]
 fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, total: usize, header: usize) -> bool {
     if protocol == protocol::TCP {
-        let (length, flags) = (usize::from(start[l4 + 12] & 0xf0) >> 2, start[l4 + 13] & FLAGS);
-        flags == tcp_flags::ACK && length >= 20 && header + length <= total
+        // Flags above the length in words, in one number: what it has more than five words and ACK alone is sixteen times the rest of
+        // the length, and is too much where a flag is another.
+        let both = u16::from_le_bytes([start[l4 + 12], start[l4 + 13]]) & FLAGS_AND_LENGTH;
+        let more = usize::from(both.wrapping_sub(ACK_AND_FIVE_WORDS));
+        more <= 10 << 4 && header + 20 + (more >> 2) <= total
     } else {
         let udp = usize::from(short(start, l4 + 4));
         protocol == protocol::UDP && udp >= 8 && header + udp <= total
@@ -472,8 +496,11 @@ const PORTION: usize = 8;
 const SHORTEST: usize = 54;
 /// Ethernet, IPv6 and TCP without options.
 const SHORTEST6: usize = 74;
-/// Flags of TCP that are looked at.
-const FLAGS: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK;
+/// Flags of TCP that are looked at, and its header's length, as a word read little-endian.
+const FLAGS_AND_LENGTH: u16 =
+    u16::from_le_bytes([0xf0, tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK]);
+/// A header without options that only acknowledges.
+const ACK_AND_FIVE_WORDS: u16 = u16::from_le_bytes([5 << 4, tcp_flags::ACK]);
 /// In the word of fragment, TTL and protocol, read little-endian: all of the TTL's bits but the lowest.
 const TTL_ABOVE_ONE: u32 = 0xfe_0000;
 /// EtherType, IP version and, for IPv4, header length in a word read little-endian.

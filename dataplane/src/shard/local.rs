@@ -23,7 +23,7 @@ impl<Q: Queue> Shard<Q> {
             match self.forwarder.forward_answer(&mut packet, &parsed, &self.farm, millis(now)) {
                 // The kernel itself is told, which sends less then.
                 Some(Fate::TooBig(mtu)) if !super::split::may_split(packet.data(), &parsed) => {
-                    let told = self.respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out));
+                    let told = super::respond(&mut packet, |frame, out| responder::too_big(frame, mtu.into(), out));
                     self.forwarder.drops.count(DropReason::TooBig);
                     if told {
                         self.forwarder.counters.told_too_big += 1;
