@@ -1,6 +1,5 @@
 //! Receive and transmit queues: owned values that move with their shard, and bursts that never lose a packet.
 
-use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -30,39 +29,44 @@ impl RxQueue {
     /// there is room for less than four packets or so.
     #[inline]
     pub fn receive<T: From<Mbuf>, const N: usize>(&mut self, out: &mut ArrayVec<T, N>) -> usize {
-        let mut raw = [const { MaybeUninit::<NonNull<sys::rte_mbuf>>::uninit() }; N];
-        let room = u16::try_from(out.remaining_capacity()).unwrap_or(u16::MAX);
-        // SAFETY: the port is started and stays so while `shared` lives; `&mut self` makes this the queue's only reader; `raw` has
-        // room for N >= `room` pointers.
-        let received = unsafe { sys::shim_rx_burst(self.port, self.queue, raw.as_mut_ptr().cast(), room) }.min(room);
+        const { assert!(size_of::<T>() == size_of::<Mbuf>() && align_of::<T>() == align_of::<Mbuf>()) };
         let before = out.len();
-        let end = out.as_mut_ptr();
-        let mut kept = before;
-        // SAFETY: the driver wrote the first `received` slots, each a live buffer which is ours now.
-        let arrived = || raw[..usize::from(received)].iter().map(|slot| unsafe { Mbuf::from_raw(slot.assume_init()) });
-        let mut keep = |packet: Mbuf| {
-            // SAFETY: at most `room` = the remaining capacity are written behind the last element.
-            unsafe { end.add(kept).write(T::from(packet)) };
-            kept += 1;
-        };
-        // SAFETY: as above; it is only read, and the buffer is not freed here.
-        let pieces = raw[..usize::from(received)]
-            .iter()
-            .fold(0, |all, slot| all | unsafe { slot.assume_init().as_ref() }.nb_segs);
-        if pieces <= 1 {
-            arrived().for_each(&mut keep);
-        } else {
-            for packet in arrived() {
-                if packet.is_contiguous() {
-                    keep(packet);
-                } else {
-                    self.multi_segment += 1;
-                }
+        let room = u16::try_from(out.remaining_capacity()).unwrap_or(u16::MAX);
+        // SAFETY: the free places behind the last element, each as large as a pointer: the driver writes there, and nothing is copied.
+        let places = unsafe { out.as_mut_ptr().add(before) }.cast::<NonNull<sys::rte_mbuf>>();
+        // SAFETY: the port is started and stays so while `shared` lives; `&mut self` makes this the queue's only reader; there are
+        // `room` places.
+        let received = unsafe { sys::shim_rx_burst(self.port, self.queue, places.cast(), room) }.min(room);
+        // SAFETY: the driver wrote that many, each a live buffer which is ours now.
+        let raw = unsafe { std::slice::from_raw_parts_mut(places, usize::from(received)) };
+        // SAFETY: as above; they are only read, and no buffer is freed here.
+        let pieces = raw.iter().fold(0, |all, buffer| all | unsafe { buffer.as_ref() }.nb_segs);
+        let kept = if pieces <= 1 { raw.len() } else { self.drop_multi_segment(raw) };
+        for at in 0..kept {
+            // SAFETY: each is read once, and what has become of it written to the same place, which has its size and alignment.
+            unsafe { places.add(at).cast::<T>().write(T::from(Mbuf::from_raw(places.add(at).read()))) };
+        }
+        // SAFETY: the elements up to there were just written. (Had `T::from` panicked they would leak, no more.)
+        unsafe { out.set_len(before + kept) };
+        kept
+    }
+
+    /// Frees those of several segments, moves the others to the front and returns how many they are.
+    #[cold]
+    fn drop_multi_segment(&mut self, raw: &mut [NonNull<sys::rte_mbuf>]) -> usize {
+        let mut kept = 0;
+        for at in 0..raw.len() {
+            // SAFETY: a live buffer of ours; each is taken once.
+            let packet = unsafe { Mbuf::from_raw(raw[at]) };
+            if packet.is_contiguous() {
+                std::mem::forget(packet);
+                raw[kept] = raw[at];
+                kept += 1;
+            } else {
+                self.multi_segment += 1;
             }
         }
-        // SAFETY: the elements up to `kept` were just written. (Had `T::from` panicked they would leak, no more.)
-        unsafe { out.set_len(kept) };
-        kept - before
+        kept
     }
 
     /// As many packets as may wait in it.
@@ -127,25 +131,27 @@ impl TxQueue {
     /// Packets pass through [`Mbuf`] by value and back: what else a `T` carries is lost for the unsent ones.
     #[inline]
     pub fn send<T: Into<Mbuf> + From<Mbuf>, const N: usize>(&mut self, burst: &mut ArrayVec<T, N>) -> usize {
+        const { assert!(size_of::<T>() == size_of::<Mbuf>() && align_of::<T>() == align_of::<Mbuf>()) };
         let offered = burst.len();
         let count = u16::try_from(offered).unwrap_or(u16::MAX);
         let elements = burst.as_mut_ptr();
+        let places = elements.cast::<Mbuf>();
         // SAFETY: empties the burst without dropping: from here on each element is in exactly one place, and goes from the burst to
-        // `raw`, and from there to the driver or back. If `T`'s conversions panic, some leak; none is freed twice.
+        // the driver or back. If `T`'s conversions panic, some leak; none is freed twice.
         unsafe { burst.set_len(0) };
         // Through `Mbuf` by value, not by reference: only so is it certain that each buffer is owned once.
-        let mut raw = [const { MaybeUninit::<Mbuf>::uninit() }; N];
-        for (index, slot) in raw.iter_mut().enumerate().take(offered) {
-            // SAFETY: `index < offered`, an element that was initialised; each is read once.
-            slot.write(unsafe { elements.add(index).read() }.into());
+        for at in 0..offered {
+            // SAFETY: an element that was initialised; each is read once, and what has become of it written to the same place, which
+            // has its size and alignment.
+            unsafe { places.add(at).write(elements.add(at).read().into()) };
         }
-        // SAFETY: the port is started while `_shared` lives; `&mut self` makes this the queue's only writer; `raw` begins with
-        // `count` pointers (`Mbuf` is one) to owned buffers of one segment. The driver owns the prefix that it accepts.
-        let accepted = unsafe { sys::shim_tx_burst(self.port, self.queue, raw.as_mut_ptr().cast(), count) };
+        // SAFETY: the port is started while `_shared` lives; `&mut self` makes this the queue's only writer; there are `count`
+        // pointers (`Mbuf` is one) to owned buffers of one segment. The driver owns the prefix that it accepts.
+        let accepted = unsafe { sys::shim_tx_burst(self.port, self.queue, places.cast(), count) };
         let accepted = usize::from(accepted).min(offered);
-        for (index, slot) in raw[accepted..offered].iter().enumerate() {
-            // SAFETY: not accepted, so initialised and still ours; each is read once, and moves to a place below the old length.
-            unsafe { elements.add(index).write(T::from(slot.assume_init_read())) };
+        for at in accepted..offered {
+            // SAFETY: not accepted, so still ours; each is read once, and moves to a place that has been read.
+            unsafe { elements.add(at - accepted).write(T::from(places.add(at).read())) };
         }
         // SAFETY: that many were just written from the start on.
         unsafe { burst.set_len(offered - accepted) };
