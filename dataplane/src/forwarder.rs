@@ -29,7 +29,7 @@ use crate::parse::{Class, Parsed};
 use crate::plumbing::{Event, Notice, Plumb};
 use crate::rewrite::{self, Stop};
 
-pub use self::quick::QuickLane;
+pub use self::quick::{Asking, QuickLane};
 use crate::route_table::{Action, Mode, Route, RouteTable, Slot4, Slot6, State};
 use crate::translation::TranslationTable;
 
@@ -101,8 +101,7 @@ pub struct Forwarder {
     hash: FlowHash,
     shard: usize,
     shards: usize,
-    /// See [`Self::spreads`].
-    spread: bool,
+    asking: Asking,
     /// What this shard has counted.
     pub counters: ShardCounters,
     /// What it has dropped.
@@ -135,7 +134,7 @@ impl Forwarder {
         let routes4 = RouteTable::new(settings.routes_ipv4, settings.hash.clone())?;
         let routes6 = RouteTable::new(settings.routes_ipv6, settings.hash.clone())?;
         Ok(Self {
-            spread: routes4.bytes().max(routes6.bytes()) >= quick::SPREAD_FROM,
+            asking: Asking::suiting(routes4.bytes(), routes6.bytes()),
             routes4,
             routes6,
             // Each has a route from its client, in the table of the client's family.
@@ -149,12 +148,6 @@ impl Forwarder {
             drops: Drops::default(),
             notices: ArrayVec::new(),
         })
-    }
-
-    /// The same as if its tables were as large as [`Self::spreads`] is about, or were not.
-    #[must_use]
-    pub fn with_spread(self, spread: bool) -> Self {
-        Self { spread, ..self }
     }
 
     /// IPv4 routes.
@@ -218,8 +211,8 @@ impl Forwarder {
     #[inline]
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
-        self.enter::<false, P>(packets, port, farm, &mut lane);
-        self.look::<false, P>(packets, &mut lane, None, farm, now);
+        self.enter::<false, false, P>(packets, port, farm, &mut lane);
+        self.look(packets, &mut lane, farm, now);
         self.leave(packets, &mut lane, farm, now)
     }
 

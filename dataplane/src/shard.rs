@@ -26,7 +26,7 @@ use crate::classifier::millis;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place, protocol};
-use crate::forwarder::{Departures, Fate, Forwarder, GENERAL, QuickLane};
+use crate::forwarder::{Asking, Departures, Fate, Forwarder, GENERAL, QuickLane};
 use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
@@ -215,31 +215,34 @@ impl<Q: Queue> Shard<Q> {
                 self.take_from_kernel(packet, id, now);
             }
         }
-        work + match (self.burst < BURST, self.forwarder.spreads()) {
-            (true, _) => self.receive_pieces(port, now),
-            (false, false) => self.receive_bursts::<false>(port, now),
-            (false, true) => self.receive_bursts::<true>(port, now),
+        if self.burst < BURST {
+            return work + self.receive_pieces(port, now);
+        }
+        let Asking { together4, together6 } = self.forwarder.asking();
+        work + match (together4, together6) {
+            (false, false) => self.receive_bursts::<false, false>(port, now),
+            (false, true) => self.receive_bursts::<false, true>(port, now),
+            (true, false) => self.receive_bursts::<true, false>(port, now),
+            (true, true) => self.receive_bursts::<true, true>(port, now),
         }
     }
 
     /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
     /// passes one behind the other, so that the memory has the time of a whole burst to answer.
-    fn receive_bursts<const SPREAD: bool>(&mut self, port: usize, now: Moment) -> usize {
+    fn receive_bursts<const TOGETHER4: bool, const TOGETHER6: bool>(&mut self, port: usize, now: Moment) -> usize {
         let id = port_id(port);
         let (mut work, mut bursts, mut more) = (0, 0, true);
         let mut step = 0;
         while more || step < bursts + 2 {
             if more {
-                let arrived = self.take_in::<SPREAD>(step % STAGES, port, now);
+                let arrived = self.take_in::<TOGETHER4, TOGETHER6>(step % STAGES, port, now);
                 work += arrived;
                 bursts += usize::from(arrived > 0);
                 more = arrived == BURST && bursts < BURSTS_AT_ONCE;
             }
             if (1..=bursts).contains(&step) {
-                let next = (SPREAD && step < bursts).then_some(step % STAGES);
-                self.look::<SPREAD>((step - 1) % STAGES, next, now);
-            } else if SPREAD && bursts > 0 {
-                self.forwarder.ask(&self.stages[0].lane);
+                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
+                self.forwarder.look(packets, lane, &self.farm, millis(now));
             }
             if (2..=bursts + 1).contains(&step) {
                 self.finish((step - 2) % STAGES, id, now);
@@ -253,7 +256,12 @@ impl<Q: Queue> Shard<Q> {
 
     /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
     #[inline]
-    fn take_in<const SPREAD: bool>(&mut self, stage: usize, port: usize, now: Moment) -> usize {
+    fn take_in<const TOGETHER4: bool, const TOGETHER6: bool>(
+        &mut self,
+        stage: usize,
+        port: usize,
+        now: Moment,
+    ) -> usize {
         let Ok(queue) = &mut self.ports[port].queue else {
             return 0;
         };
@@ -270,23 +278,8 @@ impl<Q: Queue> Shard<Q> {
             self.stages[stage].packets = all;
         }
         let Stage { packets, lane } = &mut self.stages[stage];
-        self.forwarder.enter::<SPREAD, Q::Packet>(packets, id, &self.farm, lane);
+        self.forwarder.enter::<TOGETHER4, TOGETHER6, _>(packets, id, &self.farm, lane);
         arrived
-    }
-
-    /// The second pass over a burst; the lines for the `next` one are asked for meanwhile, if that is to be spread.
-    #[inline]
-    fn look<const SPREAD: bool>(&mut self, stage: usize, next: Option<usize>, now: Moment) {
-        let (farm, now) = (&self.farm, millis(now));
-        match next.map(|next| self.stages.get_disjoint_mut([stage, next])) {
-            Some(Ok([Stage { packets, lane }, next])) => {
-                self.forwarder.look::<SPREAD, _>(packets, lane, Some(&next.lane), farm, now);
-            }
-            _ => {
-                let Stage { packets, lane } = &mut self.stages[stage];
-                self.forwarder.look::<SPREAD, _>(packets, lane, None, farm, now);
-            }
-        }
     }
 
     /// The last pass over a burst of the quick lane, and the general way for what is left.

@@ -12,7 +12,7 @@ use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::protocol::{TCP, UDP};
 use weir_dataplane::flow::{FlowHash, Key};
-use weir_dataplane::forwarder::{self, Forwarder};
+use weir_dataplane::forwarder::{self, Asking, Forwarder};
 use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, State};
@@ -186,8 +186,8 @@ pub(crate) struct Setup {
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
     pub(crate) twins: bool,
-    /// Whether shards ask for routes' lines as with large tables.
-    pub(crate) spread: bool,
+    /// When shards ask for routes' lines.
+    pub(crate) asking: Asking,
 }
 
 impl Setup {
@@ -226,7 +226,7 @@ impl Setup {
             fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
-            spread: false,
+            asking: Asking { together4: false, together6: false },
         }
     }
 }
@@ -262,7 +262,7 @@ impl Lab {
             let ours = ours.collect();
             let (routes_ipv4, routes_ipv6) = (setup.routes, setup.routes);
             let settings = forwarder::Settings { shard: number, shards, routes_ipv4, routes_ipv6, hash: hash.clone() };
-            let forwarder = Forwarder::new(&settings).unwrap().with_spread(setup.spread);
+            let forwarder = Forwarder::new(&settings).unwrap().with_asking(setup.asking);
             let ports = (0..parts.ports.len()).map(|port| {
                 let end = |twin| End { wire: Arc::clone(&wire), shard: number, port, twin };
                 let queue = Some(sender(number, port)).filter(|to| *to != number).map_or(Ok(end(false)), Err);

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use weir_dataplane::farm::Farm;
 use weir_dataplane::flow::FlowHash;
-use weir_dataplane::forwarder::{Fate, Forwarder, GENERAL, Settings};
+use weir_dataplane::forwarder::{Asking, Fate, Forwarder, GENERAL, Settings};
 use weir_dataplane::packet::{Burst, HeapPacket, Packet};
 use weir_dataplane::parse::parse;
 use weir_dataplane::plumbing::Plumb;
@@ -127,9 +127,9 @@ proptest! {
 
 /// Many bursts one behind the other, of both families, with packets in between that are left to the general way.
 #[test]
-fn lines_that_are_asked_for_in_portions_make_no_difference() {
-    let sent = |spread| {
-        let mut lab = Lab::new(Setup { spread, ..Setup::new(Mode::Dsr) });
+fn when_lines_are_asked_for_makes_no_difference() {
+    let sent = |together4, together6| {
+        let mut lab = Lab::new(Setup { asking: Asking { together4, together6 }, ..Setup::new(Mode::Dsr) });
         let segment = |client: u16, flags: Flags| {
             let family = if client.is_multiple_of(3) { Family::V6 } else { Family::V4 };
             frames::segment(MACS[0], family.client(client), family.vip(HTTP), flags, b"x")
@@ -145,7 +145,9 @@ fn lines_that_are_asked_for_in_portions_make_no_difference() {
         }
         (seen, lab.count("hits"))
     };
-    let (in_portions, hits) = sent(true);
-    assert_eq!((in_portions, hits), sent(false));
+    let (seen, hits) = sent(false, false);
     assert!(hits >= 297, "{hits} of 297 packets had a route");
+    for (together4, together6) in [(true, false), (false, true), (true, true)] {
+        assert_eq!(sent(together4, together6), (seen.clone(), hits));
+    }
 }
