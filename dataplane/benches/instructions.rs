@@ -19,12 +19,12 @@ use crate::routed::farm::key;
 use crate::routed::{Arrivals, FLOWS, LATER, Routed, Waiting, shard};
 
 #[library_benchmark]
-#[bench::dsr(args = (Routed::new(Mode::Dsr, false)), config = most(210_000))]
-#[bench::dsr6(args = (Routed::new(Mode::Dsr, true)), config = most(215_000))]
-#[bench::nat(args = (Routed::new(Mode::Nat, false)), config = most(329_000))]
-#[bench::full_nat(args = (Routed::new(Mode::FullNat, false)), config = most(355_000))]
-#[bench::ipip(args = (Routed::new(Mode::Ipip, false)), config = most(345_000))]
-#[bench::gue(args = (Routed::new(Mode::Gue, false)), config = most(362_000))]
+#[bench::dsr(args = (Routed::new(Mode::Dsr, false)), config = most(203_000))]
+#[bench::dsr6(args = (Routed::new(Mode::Dsr, true)), config = most(206_000))]
+#[bench::nat(args = (Routed::new(Mode::Nat, false)), config = most(324_000))]
+#[bench::full_nat(args = (Routed::new(Mode::FullNat, false)), config = most(350_000))]
+#[bench::ipip(args = (Routed::new(Mode::Ipip, false)), config = most(295_000))]
+#[bench::gue(args = (Routed::new(Mode::Gue, false)), config = most(312_000))]
 fn quick_lane(mut routed: Routed) -> Routed {
     assert_eq!(routed.quick(), FLOWS);
     routed

@@ -476,7 +476,7 @@ fn short(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// Bytes of a table that caches no longer hold: 262,144 IPv4 routes have so many.
+/// Bytes of a table from which caches do not hold it: more than 262,144 IPv4 routes.
 const CACHED: usize = (16 << 20) + 1;
 /// Bytes from which pages have to be searched for: with 33 million IPv4 routes it made no difference, with 67 million a tenth.
 const PAGED: usize = 2 << 30;
