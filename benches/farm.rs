@@ -136,7 +136,7 @@ impl Flows {
 
     #[inline]
     pub(crate) fn next(&mut self) -> u64 {
-        // An odd multiplier and an odd increment visit every flow before one comes again; the upper bits are the random ones.
+        // Knuth's MMIX; its upper bits are the random ones.
         self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 33) & self.mask
     }

@@ -135,8 +135,12 @@ impl Forwarder {
         // Fragment, TTL and protocol.
         let ip = quad(start, 20);
         let protocol = (ip >> 24) as u8;
-        if total + 14 > len || ip & 0xff3f != 0 || ip & TTL_ABOVE_ONE == 0 || !sums_up(start) {
+        if total + 14 > len || ip & TTL_ABOVE_ONE == 0 || !sums_up(start) {
             return;
+        }
+        if ip & 0xff3f != 0 {
+            // The first fragment has its ports.
+            return self.prefetch4(start);
         }
         if !upper_is_plain(protocol, start, 34, total, 20) {
             return self.prefetch4(start);
@@ -173,7 +177,7 @@ impl Forwarder {
         six.put(at, true);
     }
 
-    /// A SYN, say: the general way will look for its route, and most often in vain.
+    /// A SYN, say, or a fragment: the general way will look for its route.
     #[cold]
     #[inline(never)]
     fn prefetch4(&self, start: &[u8; SHORTEST]) {
