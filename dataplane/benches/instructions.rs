@@ -43,10 +43,10 @@ fn general_way(mut routed: Routed) -> Routed {
 
 // A shard's turn: its work is bounded, whatever waits and however many routes there are.
 #[library_benchmark]
-#[bench::idle(args = (shard(1024, Waiting::Nothing), Moment(1)), config = most(550))]
+#[bench::idle(args = (shard(1024, Waiting::Nothing), Moment(1)), config = most(1_100))]
 #[bench::expiry(args = (shard(1024, Waiting::Nothing), LATER), config = most(15_000))]
-#[bench::busy(args = (shard(1024, Waiting::Everything), LATER), config = most(320_000))]
-#[bench::busy_with_many_routes(args = (shard(65_536, Waiting::Everything), LATER), config = most(320_000))]
+#[bench::busy(args = (shard(1024, Waiting::Everything), LATER), config = most(830_000))]
+#[bench::busy_with_many_routes(args = (shard(65_536, Waiting::Everything), LATER), config = most(830_000))]
 fn turn(mut shard: Box<Shard<Arrivals>>, now: Moment) -> Box<Shard<Arrivals>> {
     shard.turn(now);
     shard
