@@ -1,6 +1,7 @@
 //! What the benches forward to and what they send: one service in each family, its hosts, and packets of its flows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::{Key, Key4, Key6, protocol};
@@ -181,6 +182,7 @@ pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn s
         pools: if mode == Mode::FullNat { vec![pool()?] } else { vec![] },
         ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts,
+        twin_peers: Arc::default(),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
         neighbours: (0..ENDPOINTS)
             .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })

@@ -11,6 +11,7 @@ mod pieces;
 mod published;
 mod rings;
 mod split;
+mod twin;
 mod unresolved;
 mod vlan;
 
@@ -21,6 +22,7 @@ use weir_identity::Moment;
 use self::backlog::Backlog;
 pub use self::published::Published;
 pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+pub use self::twin::{Twin, TwinQueues, TwinRates};
 use self::unresolved::Unresolved;
 use crate::classifier::millis;
 use crate::counters::{DropReason, Drops};
@@ -35,16 +37,6 @@ use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::sweep::SweepPace;
 use crate::wire::ethernet::MacAddress;
-
-/// Where packets for a port's kernel go.
-pub enum Twin<Q> {
-    /// Nowhere: the kernel sees the port itself.
-    Itself,
-    /// To a port of their own, which only this shard has.
-    Port(Q),
-    /// To the shard that has it.
-    Shard(usize),
-}
 
 /// One port as a shard sees it.
 pub struct ShardPort<Q: Queue> {
@@ -170,8 +162,8 @@ impl<Q: Queue> Shard<Q> {
     pub fn queues(&self) -> impl Iterator<Item = &Q> {
         self.ports.iter().flat_map(|port| {
             let twin = match &port.twin {
-                Twin::Port(twin) => Some(twin),
-                Twin::Itself | Twin::Shard(_) => None,
+                Twin::Port(twin, _) => Some(twin),
+                Twin::Itself | Twin::Queued(_) => None,
             };
             port.queue.as_ref().ok().into_iter().chain(twin)
         })
@@ -196,6 +188,7 @@ impl<Q: Queue> Shard<Q> {
         work += self.take_handovers(now);
         work += self.take_replies(now);
         for port in 0..self.ports.len() {
+            work += self.send_to_twin(port);
             self.flush(port);
         }
         self.housekeeping(now);
@@ -204,17 +197,7 @@ impl<Q: Queue> Shard<Q> {
 
     /// Takes a burst from each port that this shard has a queue of.
     fn receive(&mut self, port: usize, now: Moment) -> usize {
-        let mut burst = Burst::new();
-        let slot = &mut self.ports[port];
-        let id = port_id(port);
-        let mut work = 0;
-        if let Twin::Port(twin) = &mut slot.twin {
-            twin.receive(&mut burst);
-            work += burst.len();
-            for packet in burst.drain(..) {
-                self.take_from_kernel(packet, id, now);
-            }
-        }
+        let work = self.take_from_twin(port, now);
         if self.burst < BURST {
             return work + self.receive_pieces(port, now);
         }
@@ -386,7 +369,6 @@ impl<Q: Queue> Shard<Q> {
                         self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
                     }
                     Handover::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
-                    Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
                 }
             }
         }
@@ -540,11 +522,11 @@ impl<Q: Queue> Shard<Q> {
                 } else if self.farm.is_for_us(&parsed.key) {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
-                    self.hand_to_twin(packet, port);
+                    self.hand_to_twin(packet, port, now);
                 }
             }
-            Fate::Twin => self.hand_to_twin(packet, port),
-            Fate::Kernel(port) => self.hand_to_twin(packet, port),
+            Fate::Twin => self.hand_to_twin(packet, port, now),
+            Fate::Kernel(port) => self.hand_to_kernel(packet, port),
             Fate::PathMtu(end, mtu) => {
                 self.forwarder.drops.count(DropReason::TunnelError);
                 // Who does not hear of it hears of its own next packet that is too big.
@@ -565,30 +547,6 @@ impl<Q: Queue> Shard<Q> {
         match self.classifiers[classifier].ask(Question { ask, held }, begins) {
             Ok(()) => self.forwarder.counters.diverted += 1,
             Err(reason) => self.forwarder.drops.count(reason),
-        }
-    }
-
-    fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
-        if let Some((parent, id)) = self.ports[usize::from(port)].vlan {
-            // The kernel has its own interface for the VLAN, on top of the port's.
-            if let Some(packet) = vlan::tagged(packet, id, &mut self.forwarder.drops) {
-                self.hand_to_twin(packet, parent);
-            }
-            return;
-        }
-        match &mut self.ports[usize::from(port)].twin {
-            Twin::Itself => self.forwarder.counters.twin += 1,
-            Twin::Port(queue) => {
-                let mut one = Burst::new();
-                one.push(packet);
-                queue.send(&mut one);
-                self.forwarder.counters.twin += u64::from(one.is_empty());
-                self.forwarder.drops.count_many(DropReason::TwinFull, one.len());
-            }
-            Twin::Shard(shard) => {
-                let shard = *shard;
-                hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, Handover::Twin(packet, port));
-            }
         }
     }
 

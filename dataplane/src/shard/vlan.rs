@@ -26,7 +26,7 @@ impl<Q: Queue> Shard<Q> {
                     }
                     group.push(packet);
                 }
-                Tagged::Unknown => self.hand_to_twin(packet, trunk),
+                Tagged::Unknown => self.hand_to_twin(packet, trunk, now),
                 Tagged::Stuck => self.forwarder.drops.count(DropReason::Truncated),
             }
         }
