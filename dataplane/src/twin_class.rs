@@ -80,13 +80,7 @@ impl TwinClass {
     }
 
     /// Looks at protocol and ports first: most of what is nobody's needs no look at the addresses.
-    fn of_peer(
-        protocol: u8,
-        hop_limit: u8,
-        upper: &[u8],
-        source: impl FnOnce() -> IpAddr,
-        peers: &TwinPeers,
-    ) -> Self {
+    fn of_peer(protocol: u8, hop_limit: u8, upper: &[u8], source: impl FnOnce() -> IpAddr, peers: &TwinPeers) -> Self {
         let Some(&[a, b, c, d]) = upper.first_chunk() else {
             return Self::Rest;
         };
@@ -184,3 +178,6 @@ const BGP: u16 = 179;
 const BFD: u16 = 3784;
 const BFD_ECHO: u16 = 3785;
 const BFD_MULTIHOP: u16 = 4784;
+
+#[cfg(test)]
+mod tests;

@@ -11,10 +11,13 @@ use weir_dataplane::flow::protocol;
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
+use weir_dataplane::twin_class::TwinPeers;
 use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
 use weir_health_protocol::{Directives, Status};
 use weir_identity::{EndpointId, Moment};
 use weir_netlink::Snapshot;
+
+use crate::twin_peers;
 
 /// The unit's knowledge.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub struct Knowledge {
     pub kernel: Option<Arc<Snapshot>>,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Known>,
+    twin_peers: Arc<TwinPeers>,
     generation: u64,
 }
 
@@ -103,7 +107,8 @@ impl Knowledge {
                 })
             })
             .collect();
-        Self { config, macs, kernel: None, endpoints, generation: 0 }
+        let twin_peers = Arc::new(twin_peers::of(&config));
+        Self { config, macs, kernel: None, endpoints, twin_peers, generation: 0 }
     }
 
     /// The configuration of an endpoint.
@@ -197,6 +202,7 @@ impl Knowledge {
                 .map(|(&mac, port)| Port { mac, mtu: port.mtu, vlan: vlan(port) })
                 .collect(),
             timeouts: timeouts(config),
+            twin_peers: Arc::clone(&self.twin_peers),
             prefixes: self.prefixes(),
             neighbours: self.neighbours(),
         }
