@@ -6,6 +6,7 @@
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+#[allow(dead_code, reason = "the other benches use other parts")]
 mod ports;
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod unit;

@@ -197,6 +197,10 @@ fn a_shard_that_is_behind_gives_up_what_is_not_urgent() {
             lab.arrive(0, 0, &stranger(Family::V4, n % 40));
         }
     }
+    for _ in 0..20 {
+        lab.now = Moment(lab.now.0 + 1);
+        lab.shards[0].turn(lab.now);
+    }
     lab.run();
     lab.check();
     let twins = lab.wire.at_twins();
