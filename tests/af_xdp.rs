@@ -96,12 +96,12 @@ fn a_flood_to_the_units_own_address_harms_nobody() {
     let _router = farm.bird(
         "client",
         &folder,
-        &BIRD.replace("NAME", "router").replace("UNIT", "10.80.0.2").replace("PEER", "10.80.0.1"),
+        &BIRD.replace("NAME", "of_router").replace("UNIT", "10.80.0.2").replace("PEER", "10.80.0.1"),
     );
     let _beside = farm.bird(
         "unit",
         &folder,
-        &BIRD.replace("NAME", "unit").replace("UNIT", "10.80.0.1").replace("PEER", "10.80.0.2"),
+        &BIRD.replace("NAME", "of_unit").replace("UNIT", "10.80.0.1").replace("PEER", "10.80.0.2"),
     );
     farm.until("BFD is up", |farm| farm.bfd(&folder).contains(" Up "));
     let since = farm.bfd(&folder);
@@ -327,7 +327,7 @@ impl Farm {
         std::fs::write(&conf, config).expect("written");
         let mut bird = self.command(part);
         bird.arg("bird").arg("-f").arg("-c").arg(conf).arg("-s").arg(socket);
-        Ended(bird.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("bird starts"))
+        Ended(bird.stdin(Stdio::null()).spawn().expect("bird starts"))
     }
 
     /// What the client's BIRD says of its BFD session: its state and since when that is so, too.
