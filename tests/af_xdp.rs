@@ -103,7 +103,7 @@ fn a_flood_to_the_units_own_address_harms_nobody() {
         &folder,
         &BIRD.replace("NAME", "of_unit").replace("UNIT", "10.80.0.1").replace("PEER", "10.80.0.2"),
     );
-    farm.until("BFD is up", |farm| farm.bfd(&folder).contains(" Up "));
+    farm.until("BFD is up", |farm| farm.bfd(&folder).starts_with("Up "));
     let since = farm.bfd(&folder);
     let mac = farm.unit(&["cat", "/sys/class/net/weir0/address"]);
     let taken = |farm: &Farm| -> u64 {
@@ -335,7 +335,9 @@ impl Farm {
         let said =
             Command::new("birdc").arg("-s").arg(folder.join("client.ctl")).args(["show", "bfd", "sessions"]).output();
         let said = String::from_utf8_lossy(&said.expect("birdc starts").stdout).into_owned();
-        said.lines().filter(|line| line.starts_with("10.80.0.1 ")).collect()
+        // Behind these are the intervals, which change once it is up.
+        let session = said.lines().find(|line| line.starts_with("10.80.0.1 ")).unwrap_or_default();
+        session.split_whitespace().skip(2).take(2).collect::<Vec<_>>().join(" ")
     }
 
     fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
