@@ -8,6 +8,7 @@
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
+#[allow(dead_code, reason = "the other benches use other parts")]
 mod ports;
 mod unit;
 
@@ -24,6 +25,7 @@ use weir_cpu::thread_cpu_time;
 use weir_dataplane::packet::{Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
 use weir_dataplane::route_table::IdleTimeouts;
+use weir_dataplane::shard::Twin;
 use weir_identity::Moment;
 
 use crate::farm::Frame;
@@ -102,7 +104,7 @@ impl Bench {
         // A connection that is over is kept for a second: what counts is how many can come, not how many fit.
         let timeouts = IdleTimeouts([10_000, 3_600_000, 1_000, 60_000, 10_000]);
         let ready = Arc::clone(&world.ready);
-        Ok(Self { unit: Unit::new(world, options.live, CONNECTIONS, timeouts)?, ready })
+        Ok(Self { unit: Unit::new(world, Twin::Itself, options.live, CONNECTIONS, timeouts)?, ready })
     }
 
     /// Runs both, each on its core.

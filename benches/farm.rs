@@ -1,6 +1,7 @@
 //! What the benches forward to and what they send: one service in each family, its hosts, and packets of its flows.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::toeplitz::Toeplitz;
@@ -8,6 +9,7 @@ use weir_dataplane::flow::{Key, Key4, Key6, ToeplitzKey, protocol};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
+use weir_dataplane::twin_class::TwinPeers;
 use weir_health_load::Directive;
 use weir_identity::{ApplicationId, HostId, ServiceId};
 
@@ -74,6 +76,25 @@ impl Frame {
         wrong.bytes[24] ^= 1;
         wrong.fixed = true;
         frames
+    }
+
+    /// A packet of no flow in particular to the unit's own address.
+    pub(crate) fn to_unit() -> Self {
+        let mut frame = Self::new(false, 0);
+        frame.bytes[30..34].copy_from_slice(&UNIT.octets());
+        frame.sum(0xffff);
+        frame
+    }
+
+    /// A BFD packet of the unit's router.
+    pub(crate) fn bfd() -> Self {
+        let mut frame = Self::to_unit();
+        (frame.bytes[22], frame.bytes[23]) = (255, 17);
+        frame.bytes[26..30].copy_from_slice(&PEER.octets());
+        frame.bytes[34..42].copy_from_slice(&[0xc0, 0, 0x0e, 0xc8, 0, 20, 0, 0]);
+        frame.sum(0);
+        frame.fixed = true;
+        frame
     }
 
     /// Computes the IPv4 header's checksum as if its words had so much more.
@@ -188,6 +209,7 @@ pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn s
         pools: if mode == Mode::FullNat { vec![pool()?] } else { vec![] },
         ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts,
+        twin_peers: Arc::new(TwinPeers::default().with(PEER.into(), 32)),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
         neighbours: (0..ENDPOINTS)
             .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
@@ -212,6 +234,8 @@ pub(crate) fn key(six: bool, flow: u64) -> Key {
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const UNIT: Ipv4Addr = Ipv4Addr::new(10, 254, 255, 1);
+/// The unit's router.
+const PEER: Ipv4Addr = Ipv4Addr::new(10, 254, 255, 254);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
 const CLIENT6: [u8; 16] = [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

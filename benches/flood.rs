@@ -3,13 +3,15 @@
 //!
 //! Forwarder and classifier have a core each. In each round as many packets of a million established connections come first as the
 //! forwarder takes: its capacity. Then half of it, at an even pace, and the strangers: SYNs, or segments of connections that nobody
-//! knows, each of another flow. Every packet of an established connection that comes has to leave. Where the hypervisor stops the
+//! knows, each of another flow. Every packet of an established connection that comes has to leave. In `own` the strangers' packets are
+//! to the unit's own address, whose kernel is behind a TAP (in a network namespace that the caller has made: `unshare --net`), and
+//! a thousand of the router's BFD packets a second come beside them, each of which has to reach the kernel. Where the hypervisor stops the
 //! machine for a while, a port's queue would run over, whatever the unit does: so nothing comes in that time. Nor can the unit help it
 //! if the machine becomes slower than it was when the round began, which rounds are short for.
 
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
-#[allow(dead_code, reason = "it has a port of its own")]
+#[allow(dead_code, reason = "the other benches use other parts")]
 mod ports;
 mod unit;
 
@@ -19,12 +21,13 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use weir::ports::MbufPacket;
+use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::{thread_cpu_time, tsc, tsc_hz};
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
 use weir_dataplane::route_table::IdleTimeouts;
+use weir_dataplane::shard::{Twin, TwinQueues, TwinRates};
 use weir_dpdk::Mempool;
 use weir_identity::Moment;
 
@@ -39,8 +42,11 @@ struct Options {
     /// Packets without a route, in millions a second.
     #[arg(long, default_value_t = 1.0)]
     strangers: f64,
+    /// The router's packets in `own`, in millions a second.
+    #[arg(long, default_value_t = 0.001)]
+    peers: f64,
     /// Their kinds.
-    #[arg(long, value_delimiter = ',', default_value = "syn,ack")]
+    #[arg(long, value_delimiter = ',', default_value = "syn,ack,own")]
     kinds: Vec<String>,
     /// How many rounds each has, the first of which fills tables and does not count.
     #[arg(long, default_value_t = 17)]
@@ -60,28 +66,35 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let &[forwarder_cpu, classifier_cpu] = &options.cpus[..] else { return Err("--cpus wants two".into()) };
     core_affinity::set_for_current(core_affinity::CoreId { id: forwarder_cpu });
-    let (_, pool) = ports::start("flood", &[forwarder_cpu], 8191)?;
+    let (eal, pool) = ports::start("flood", &[forwarder_cpu], 8191)?;
     for kind in &options.kinds {
-        let flags = match &kind[..] {
-            "syn" => tcp_flags::SYN,
-            "ack" => tcp_flags::ACK,
-            _ => return Err(format!("no flood is called {kind}: there are syn and ack").into()),
+        let (flags, strangers) = match &kind[..] {
+            "syn" => (tcp_flags::SYN, Frame::new(false, 0)),
+            "ack" => (tcp_flags::ACK, Frame::new(false, 0)),
+            "own" => (tcp_flags::SYN, Frame::to_unit()),
+            _ => return Err(format!("no flood is called {kind}: there are syn, ack and own").into()),
         };
         let settings = Arc::new(Settings::default());
-        let line = Line::new(pool, options.live, flags, &settings);
+        let line = End::Line(Line::new(pool, options.live, flags, strangers, &settings));
+        let twin = if kind == "own" {
+            let tap = ports::tap(eal, pool, "flood0")?;
+            Twin::Port(End::Tap(tap, Arc::clone(&settings)), Arc::new(TwinQueues::new(TwinRates::default())))
+        } else {
+            Twin::Itself
+        };
         // Strangers' routes and sessions live for three seconds, and there is no room for all of them. No established connection is
         // silent for as long, after which it might have to give way.
         let timeouts = IdleTimeouts([3_000, 3_600_000, 3_000, 60_000, 3_000]);
         println!(
             "{}",
-            run(kind, Unit::new(line, options.live, 1 << 19, timeouts)?, &settings, classifier_cpu, &options)
+            run(kind, Unit::new(line, twin, options.live, 1 << 19, timeouts)?, &settings, classifier_cpu, &options)
         );
     }
     Ok(())
 }
 
 /// Capacity, then the flood; what came of it.
-fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize, options: &Options) -> String {
+fn run(kind: &str, unit: Unit<End>, settings: &Settings, classifier_cpu: usize, options: &Options) -> String {
     let Unit { mut shard, mut seat } = unit;
     let (start, per_milli) = (tsc(), tsc_hz() / 1000);
     let now = move || Moment(2 + (tsc() - start) / per_milli);
@@ -105,20 +118,36 @@ fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize,
             settings.seen().since(&before, thread_cpu_time() - cpu)
         };
         settings.ready.store(true, Ordering::Relaxed);
+        let own = kind == "own";
+        // What one of them costs, where nothing else comes.
+        let alone = own.then(|| {
+            settings.strangers_alone.store(true, Ordering::Relaxed);
+            let seen = go(options.millis);
+            settings.strangers_alone.store(false, Ordering::Relaxed);
+            1e3 / seen.strangers_mpps()
+        });
         let mut rounds: Vec<(f64, Seen)> = Vec::new();
         for _ in 0..options.rounds.max(2) {
             settings.open();
             let capacity = go(options.millis / 2).established_mpps();
-            settings.pace(capacity / 2.0, options.strangers);
+            settings.pace(capacity / 2.0, options.strangers, if own { options.peers } else { 0.0 });
             rounds.push((capacity, go(options.millis)));
         }
         // What is still on its way has to leave, too.
-        settings.pace(0.0, 0.0);
+        settings.pace(0.0, 0.0, 0.0);
         go(200);
         stop.store(true, Ordering::Relaxed);
         let (came, left) = (settings.came.load(Ordering::Relaxed), settings.left.load(Ordering::Relaxed));
         let drops = shard.forwarder().drops;
-        let shed = drops.of(DropReason::DivertShed) + drops.of(DropReason::DivertRing);
+        let shed: u64 = SHED.iter().map(|reason| drops.of(*reason)).sum();
+        let peers = settings.peers.came.load(Ordering::Relaxed) - settings.peers.left.load(Ordering::Relaxed);
+        let twin = alone.map_or_else(String::new, |alone| {
+            format!(
+                ",\"peers_came\":{},\"peers_lost\":{peers},\"to_kernel\":{},\"ns_per_stranger\":{alone:.1}",
+                settings.peers.came.load(Ordering::Relaxed),
+                shard.forwarder().counters.twin,
+            )
+        });
         rounds.remove(0);
         let median = |mut of: Vec<f64>| {
             of.sort_by(f64::total_cmp);
@@ -128,7 +157,7 @@ fn run(kind: &str, unit: Unit<Line>, settings: &Settings, classifier_cpu: usize,
         format!(
             "{{\"name\":\"weir flood of {kind}\",\"capacity_mpps\":{:.2},\"established_mpps\":{:.2},\"strangers_mpps\":{:.2},\
              \"established_lost\":{},\"overflowed\":{},\"rounds\":{},\"rounds_overflowed\":{},\"strangers_shed\":{shed},\
-             \"dropped_otherwise\":{},\"routes_evicted\":{}}}",
+             \"dropped_otherwise\":{},\"routes_evicted\":{}{twin}}}",
             median(rounds.iter().map(|(capacity, _)| *capacity).collect()),
             median(rounds.iter().map(|(_, seen)| seen.established_mpps()).collect()),
             median(rounds.iter().map(|(_, seen)| seen.strangers_mpps()).collect()),
@@ -185,15 +214,29 @@ struct Settings {
     came: AtomicU64,
     left: AtomicU64,
     came_strangers: AtomicU64,
+    /// Whether nothing but strangers comes until there is a pace.
+    strangers_alone: AtomicBool,
+    peers: Peers,
+}
+
+/// The router's packets.
+#[derive(Debug, Default)]
+struct Peers {
+    /// How fast they come, as the others.
+    pace: AtomicU64,
+    came: AtomicU64,
+    /// Those that the kernel has got.
+    left: AtomicU64,
 }
 
 impl Settings {
     /// Rates in millions a second.
-    fn pace(&self, established: f64, strangers: f64) {
+    fn pace(&self, established: f64, strangers: f64, peers: f64) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate")]
         let rate = |mpps: f64| (mpps * 1e6 / tsc_hz() as f64 * 2_f64.powi(32)) as u64;
         self.established.store(rate(established), Ordering::Relaxed);
         self.strangers.store(rate(strangers), Ordering::Relaxed);
+        self.peers.pace.store(rate(peers), Ordering::Relaxed);
         self.paced.store(true, Ordering::Relaxed);
     }
 
@@ -217,41 +260,40 @@ struct Line {
     pool: Mempool,
     live: u64,
     flags: u8,
-    frame: Frame,
+    /// Of the established, of strangers, and of the router.
+    frames: [Frame; 3],
     settings: Arc<Settings>,
     last: u64,
-    /// Of each kind, what is due, in parts of 2^32.
-    due: [u64; 2],
+    /// Of each of these what is due, in parts of 2^32.
+    due: [u64; 3],
     flows: Flows,
     stranger: u64,
 }
 
 impl Line {
-    fn new(pool: Mempool, live: u64, flags: u8, settings: &Arc<Settings>) -> Self {
-        let frame = Frame::new(false, 0);
+    fn new(pool: Mempool, live: u64, flags: u8, strangers: Frame, settings: &Arc<Settings>) -> Self {
         Self {
             pool,
             live,
             flags,
-            frame,
+            frames: [Frame::new(false, 0), strangers, Frame::bfd()],
             settings: Arc::clone(settings),
             last: tsc(),
-            due: [0; 2],
+            due: [0; 3],
             flows: Flows::new(live),
             stranger: 0,
         }
     }
 
-    fn write(&self, packet: &mut MbufPacket, flow: u64, flags: u8) {
-        packet.resize(self.frame.bytes.len());
-        packet.data_mut().copy_from_slice(&self.frame.bytes);
-        self.frame.write(flow, packet.data_mut());
-        packet.data_mut()[FLAGS] = flags;
+    fn write(&self, packet: &mut MbufPacket, kind: usize, flow: u64, flags: u8) {
+        let frame = &self.frames[kind];
+        packet.resize(frame.bytes.len());
+        packet.data_mut().copy_from_slice(&frame.bytes);
+        if !frame.fixed {
+            frame.write(flow, packet.data_mut());
+            packet.data_mut()[FLAGS] = flags;
+        }
     }
-}
-
-impl Queue for Line {
-    type Packet = MbufPacket;
 
     fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
         let now = tsc();
@@ -262,10 +304,12 @@ impl Queue for Line {
         if settings.paced.load(Ordering::Relaxed) {
             self.due[0] += elapsed * settings.established.load(Ordering::Relaxed);
             self.due[1] += elapsed * settings.strangers.load(Ordering::Relaxed);
+            self.due[2] += elapsed * settings.peers.pace.load(Ordering::Relaxed);
         } else {
-            self.due = [if settings.ready.load(Ordering::Relaxed) { (BURST as u64) << 32 } else { 0 }, 0];
+            let due = if settings.ready.load(Ordering::Relaxed) { (BURST as u64) << 32 } else { 0 };
+            self.due = if settings.strangers_alone.load(Ordering::Relaxed) { [0, due, 0] } else { [due, 0, 0] };
         }
-        let waiting = (self.due[0] + self.due[1]) >> 32;
+        let waiting = self.waiting();
         if waiting > QUEUE {
             // What comes now finds the port's queue full; which of them, is chance.
             for due in &mut self.due {
@@ -274,38 +318,49 @@ impl Queue for Line {
                 settings.overflowed.fetch_add(lost, Ordering::Relaxed);
             }
         }
-        let mut came = [0; 2];
-        for kind in [1, 0] {
+        let mut came = [0; 3];
+        for kind in [2, 1, 0] {
             while self.due[kind] >> 32 > 0
                 && !burst.is_full()
                 && let Some(mut packet) = self.allocate()
             {
                 self.due[kind] -= 1 << 32;
                 came[kind] += 1;
-                if kind == 0 {
-                    let flow = self.flows.next();
-                    self.write(&mut packet, flow, tcp_flags::ACK);
-                } else {
-                    self.stranger = (self.stranger + 1) % STRANGERS;
-                    self.write(&mut packet, self.live + self.stranger, self.flags);
+                match kind {
+                    0 => {
+                        let flow = self.flows.next();
+                        self.write(&mut packet, kind, flow, tcp_flags::ACK);
+                    }
+                    1 => {
+                        self.stranger = (self.stranger + 1) % STRANGERS;
+                        self.write(&mut packet, kind, self.live + self.stranger, self.flags);
+                    }
+                    _ => self.write(&mut packet, kind, 0, 0),
                 }
                 burst.push(packet);
             }
         }
         self.settings.came.fetch_add(came[0], Ordering::Relaxed);
         self.settings.came_strangers.fetch_add(came[1], Ordering::Relaxed);
+        self.settings.peers.came.fetch_add(came[2], Ordering::Relaxed);
+    }
+
+    /// Packets in the port's queue.
+    fn waiting(&self) -> u64 {
+        self.due.iter().sum::<u64>() >> 32
     }
 
     fn send(&mut self, burst: &mut Burst<MbufPacket>) {
         let live = (0x0a00_0000 + (self.live >> 12)).to_be_bytes();
         // Strangers are counted by their address, which comes behind those of the established.
-        let established = burst.iter().filter(|packet| packet.data()[26..30] < live[4..]).count();
+        let is_established = |frame: &[u8]| frame[12..14] == [8, 0] && frame[26..30] < live[4..];
+        let established = burst.iter().filter(|packet| is_established(packet.data())).count();
         self.settings.left.fetch_add(established as u64, Ordering::Relaxed);
         burst.clear();
     }
 
     fn is_behind(&self) -> Option<bool> {
-        Some(self.settings.paced.load(Ordering::Relaxed) && (self.due[0] + self.due[1]) >> 32 > QUEUE / 4)
+        Some(self.settings.paced.load(Ordering::Relaxed) && self.waiting() > QUEUE / 4)
     }
 
     fn allocate(&mut self) -> Option<MbufPacket> {
@@ -313,6 +368,61 @@ impl Queue for Line {
     }
 }
 
+/// The port, or the twin of it.
+#[expect(clippy::large_enum_variant, reason = "there are two of them")]
+enum End {
+    Line(Line),
+    /// Counts what of the router's the kernel takes.
+    Tap(PortQueue, Arc<Settings>),
+}
+
+impl Queue for End {
+    type Packet = MbufPacket;
+
+    fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
+        match self {
+            Self::Line(line) => line.receive(burst),
+            Self::Tap(tap, _) => tap.receive(burst),
+        }
+    }
+
+    fn send(&mut self, burst: &mut Burst<MbufPacket>) {
+        let Self::Tap(tap, settings) = self else {
+            if let Self::Line(line) = self {
+                line.send(burst);
+            }
+            return;
+        };
+        let of_router = |burst: &Burst<MbufPacket>| burst.iter().filter(|packet| packet.data()[22] == 255).count();
+        let before = of_router(burst);
+        tap.send(burst);
+        settings.peers.left.fetch_add((before - of_router(burst)) as u64, Ordering::Relaxed);
+    }
+
+    fn is_behind(&self) -> Option<bool> {
+        match self {
+            Self::Line(line) => line.is_behind(),
+            Self::Tap(..) => None,
+        }
+    }
+
+    fn allocate(&mut self) -> Option<MbufPacket> {
+        match self {
+            Self::Line(line) => line.allocate(),
+            Self::Tap(tap, _) => tap.allocate(),
+        }
+    }
+}
+
+/// Why strangers are dropped.
+const SHED: [DropReason; 6] = [
+    DropReason::DivertShed,
+    DropReason::DivertRing,
+    DropReason::TwinRate,
+    DropReason::TwinShed,
+    DropReason::TwinRing,
+    DropReason::TwinFull,
+];
 /// The flags in TCP's header behind Ethernet and IPv4.
 const FLAGS: usize = 47;
 /// Packets that a port's queue holds.

@@ -32,6 +32,7 @@ impl<Q: Queue> Unit<Q> {
     /// One with the routes of `live` established connections, and room for `more`.
     pub(crate) fn new(
         queue: Q,
+        twin: Twin<Q>,
         live: u64,
         more: usize,
         timeouts: IdleTimeouts,
@@ -48,7 +49,7 @@ impl<Q: Queue> Unit<Q> {
         let farm = Arc::new(farm::farm(Mode::Dsr, timeouts)?);
         let (link, mut classifier) = shard::link(RING, RING);
         let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
-        let ports = vec![ShardPort::new(Ok(queue), Twin::Itself)];
+        let ports = vec![ShardPort::new(Ok(queue), twin)];
         let mut shard = Shard::new(0, Arc::clone(&farm), forwarder, ports, neighbours, vec![link], BURST);
         establish(&mut shard, &mut classifier, 0..live)?;
         let settings = classifier::Settings { sessions_ipv4: capacity, sessions_ipv6: 1, pending: 1024, hash };

@@ -87,6 +87,64 @@ fn the_units_own_traffic_goes_through_the_twin() {
 }
 
 #[test]
+fn a_flood_to_the_units_own_address_harms_nobody() {
+    let farm = Farm::up("xdp-flood");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xdp-flood");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    // A real router at the client's, whose BFD a real one beside the unit answers, by the twin.
+    let _router = farm.bird(
+        "client",
+        &folder,
+        &BIRD.replace("NAME", "of_router").replace("UNIT", "10.80.0.2").replace("PEER", "10.80.0.1"),
+    );
+    let _beside = farm.bird(
+        "unit",
+        &folder,
+        &BIRD.replace("NAME", "of_unit").replace("UNIT", "10.80.0.1").replace("PEER", "10.80.0.2"),
+    );
+    farm.until("BFD is up", |farm| farm.bfd(&folder).is_some());
+    let since = farm.bfd(&folder).expect("BFD is up");
+    let mac = farm.unit(&["cat", "/sys/class/net/weir0/address"]);
+    let taken = |farm: &Farm| -> u64 {
+        farm.unit(&["cat", "/sys/class/net/twin0/statistics/rx_packets"]).trim().parse().expect("a number")
+    };
+
+    let mut flood = farm.command("client");
+    flood.args(["timeout", "60", "/usr/bin/python3", "-c", FLOOD, mac.trim()]);
+    let mut flood = Ended(flood.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python starts"));
+    let mut output = BufReader::new(flood.0.stdout.take().expect("piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("text");
+    let (begun, before) = (std::time::SystemTime::now(), taken(&farm));
+    // Pages, a large file both ways, datagrams, and both kinds of load: it fails with the first request that does.
+    let run = lab().args(["run", "--name", farm.name, "--duration", "2s"]).output();
+    expect_success(&run.expect("scripts/lab starts"));
+    let hosts = farm.weirctl(&["hosts"]);
+    let kernels = taken(&farm) - before;
+    let seconds = begun.elapsed().expect("time passes").as_secs() + 1;
+    drop(flood.0.stdin.take());
+    line.clear();
+    output.read_line(&mut line).expect("text");
+    let sent: u64 = line.trim().parse().expect("a number");
+    println!("{sent} packets in about {seconds} s, {kernels} of them and of others for the kernel");
+
+    // The router has not missed the unit, for which a second would have passed: the session is as old as it was. (What BIRD says of
+    // that is off by as much as its clock has not been read for.)
+    let now = farm.bfd(&folder).expect("BFD is up");
+    assert!(now.abs_diff(since) < 500, "{since} {now}");
+    for host in hosts.as_array().expect("hosts") {
+        assert!(host["agent"]["presence"] == "live" && host["agent"]["heard_ms"].as_u64() < Some(3_500), "{host}");
+    }
+    let counters = farm.weirctl(&["counters"]);
+    let dropped = |reason: &str| counters["drops"][reason].as_u64().unwrap_or(0);
+    // What was not from the router got no further than its budget; what is urgent was no more than a few thousand.
+    assert!(dropped("twin_rate") > sent / 2, "{sent} sent, {counters}");
+    assert!(kernels <= seconds * 25_000 + 10_000, "{kernels} in {seconds} s");
+    assert_eq!(dropped("twin_control_rate"), 0);
+}
+
+#[test]
 fn an_interface_with_an_address_is_no_af_xdp_port() {
     let farm = Farm::up("xdp-addr");
     let config = format!("/run/weir-lab/{}/weir.yaml", farm.name);
@@ -259,6 +317,41 @@ impl Farm {
         expect_success(&self.command("client").args(command).output().expect("ip starts"))
     }
 
+    fn weirctl(&self, words: &[&str]) -> serde_json::Value {
+        let mut weirctl = Command::new(bin_dir().join("weirctl"));
+        weirctl.arg("--socket").arg(format!("/run/weir-lab/{}/weir.sock", self.name)).arg("--json").args(words);
+        serde_json::from_str(&expect_success(&weirctl.output().expect("weirctl starts"))).expect("JSON")
+    }
+
+    /// A BIRD in a namespace, with this configuration.
+    fn bird(&self, part: &str, folder: &Path, config: &str) -> Ended {
+        let (conf, socket) = (folder.join(format!("{part}.conf")), folder.join(format!("{part}.ctl")));
+        std::fs::write(&conf, config).expect("written");
+        let mut bird = self.command(part);
+        bird.arg("bird").arg("-f").arg("-c").arg(conf).arg("-s").arg(socket);
+        Ended(bird.stdin(Stdio::null()).spawn().expect("bird starts"))
+    }
+
+    /// Since when the client's BIRD has the BFD session up, in milliseconds of the day.
+    fn bfd(&self, folder: &Path) -> Option<u64> {
+        let mut birdc = Command::new("birdc");
+        let said = birdc.arg("-s").arg(folder.join("client.ctl")).args(["show", "bfd", "sessions"]).output();
+        let said = String::from_utf8_lossy(&said.expect("birdc starts").stdout).into_owned();
+        let session = said.lines().find(|line| line.starts_with("10.80.0.1 "))?;
+        let since = session.split_whitespace().skip_while(|word| *word != "Up").nth(1)?;
+        let numbers: Vec<u64> = since.split([':', '.']).map(|number| number.parse().expect("a time")).collect();
+        let [hours, minutes, seconds, millis] = numbers[..] else { panic!("{since} is no time") };
+        Some(((hours * 60 + minutes) * 60 + seconds) * 1000 + millis)
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = std::time::SystemTime::now() + std::time::Duration::from_secs(30);
+        while !done(self) {
+            assert!(std::time::SystemTime::now() < end, "not within 30 s: {what}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
     /// A TCP connection from the client to a listener of the unit's kernel, whose answer is what was asked, a megabyte of it.
     fn talk(&self, address: &str) {
         let mut listener = self.command("unit");
@@ -306,6 +399,44 @@ for number in range(3):
     while True:
         got = s.recv(4096)[0 if v6 else 20:]
         if got[0] == (129 if v6 else 0) and got[4:] == body: break
+";
+/// One side of a BFD session that ends when nothing is heard for a second.
+const BIRD: &str = "
+router id UNIT;
+log stderr { warning, error, fatal, bug };
+protocol device {}
+protocol bfd NAME {
+    interface \"*\" { min rx interval 100 ms; min tx interval 100 ms; multiplier 10; };
+    neighbor PEER local UNIT;
+}
+";
+/// Datagrams to the unit's own address until there is no more to read, from strangers' addresses and half of them to BFD's port;
+/// then their number.
+const FLOOD: &str = "import os, select, socket, struct, sys, time
+mac = bytes.fromhex(sys.argv[1].replace(':', ''))
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(('eth0', 0))
+def frame(n):
+    port = 3784 if n % 2 else 1024 + n
+    ip = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 46, n, 0x4000, 255, 17, 0, bytes([10, 80, 1 + n // 250, n % 250 + 1]), bytes([10, 80, 0, 1]))
+    total = sum(struct.unpack('!10H', ip))
+    total = (total & 0xffff) + (total >> 16)
+    ip = ip[:10] + struct.pack('!H', 0xffff - (total & 0xffff) - (total >> 16)) + ip[12:]
+    return mac + bytes([2, 0, 0, 0, 0, 9, 8, 0]) + ip + struct.pack('!HHHH', 50000, port, 26, 0) + bytes(18)
+frames = [frame(n) for n in range(1000)]
+print('ready', flush=True)
+sent, begun = 0, time.monotonic()
+while not select.select([0], [], [], 0)[0]:
+    # 200,000 a second, or what this machine has time for.
+    due = min(200, int((time.monotonic() - begun) * 200_000) - sent)
+    for n in range(due):
+        try:
+            s.send(frames[(sent + n) % 1000])
+        except OSError:
+            pass
+    sent += max(due, 0)
+    if due < 50: time.sleep(0.0005)
+print(sent, flush=True)
 ";
 const LISTENER: &str = "import socket, sys
 a = sys.argv[1]

@@ -515,6 +515,7 @@ fn farm() -> Farm {
         pools: vec![],
         ports: vec![Port { mac: PORT_MAC, mtu: 1500, vlan: None }],
         timeouts: IdleTimeouts::default(),
+        twin_peers: Arc::default(),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 1, 0, 0).into(), length: 24, ways: vec![Way::OnLink(0)] }],
         neighbours: numbers().map(neighbour).collect(),
     })

@@ -213,6 +213,14 @@ drop_reasons! {
     TxFull = "tx_full",
     /// The kernel twin did not take it.
     TwinFull = "twin_full",
+    /// For a kernel twin, but beyond its budget: none of what comes first there.
+    TwinRate = "twin_rate",
+    /// The same of what comes first there: ARP, neighbour discovery, or a configured peer's routing and cluster traffic.
+    TwinControlRate = "twin_control_rate",
+    /// The queue to the kernel twin is full.
+    TwinRing = "twin_ring",
+    /// For a kernel twin, and nothing that comes first there, while the shard could not keep up.
+    TwinShed = "twin_shed",
 }
 
 /// Drops by reason; an index for each [`DropReason`].

@@ -7,6 +7,7 @@ mod association;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use ip_network_table_deps_treebitmap::IpLookupTable;
@@ -19,6 +20,7 @@ use crate::forwarder::Side;
 use crate::route_table::{IdleTimeouts, Mode};
 use crate::translation::PoolPorts;
 use crate::tunneler::{OuterFrame, Tunnel};
+use crate::twin_class::TwinPeers;
 
 /// What the control plane knows, as the dataplane needs it.
 #[derive(Default)]
@@ -37,6 +39,8 @@ pub struct Farm {
     pub ports: Vec<Port>,
     /// Idle timeouts of routes.
     pub timeouts: IdleTimeouts,
+    /// Whose routing and cluster protocols come first on the way to a kernel twin.
+    pub twin_peers: Arc<TwinPeers>,
     addresses: Addresses,
     nat: bool,
     /// By service: the association that its flows belong to; empty if there is none at all.
@@ -235,6 +239,8 @@ pub struct FarmParts {
     pub ports: Vec<Port>,
     /// See [`Farm::timeouts`].
     pub timeouts: IdleTimeouts,
+    /// See [`Farm::twin_peers`].
+    pub twin_peers: Arc<TwinPeers>,
     /// The routing table.
     pub prefixes: Vec<Prefix>,
     /// Resolved neighbours.
@@ -254,8 +260,18 @@ impl Farm {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: FarmParts) -> Self {
-        let FarmParts { generation, mut vips, services, endpoints, pools, ports, timeouts, prefixes, neighbours } =
-            parts;
+        let FarmParts {
+            generation,
+            mut vips,
+            services,
+            endpoints,
+            pools,
+            ports,
+            timeouts,
+            twin_peers,
+            prefixes,
+            neighbours,
+        } = parts;
         for vip in &mut vips {
             vip.services.clear();
         }
@@ -284,6 +300,7 @@ impl Farm {
             endpoints: Vec::new(),
             pools,
             timeouts,
+            twin_peers,
             addresses,
             nat,
             rivals: Vec::new(),
@@ -785,6 +802,7 @@ pub(crate) mod tests {
             pools: vec![],
             ports: vec![Port { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, vlan: None }],
             timeouts: IdleTimeouts::default(),
+            twin_peers: Arc::default(),
             prefixes: vec![on_link([10, 1, 0, 0], 24), on_link([10, 0, 0, 0], 24)],
             neighbours: vec![
                 neighbour([10, 1, 0, 11], 11),

@@ -13,6 +13,7 @@ mod pieces;
 mod published;
 mod rings;
 mod split;
+mod twin;
 mod unresolved;
 mod vlan;
 
@@ -27,6 +28,7 @@ pub use self::order::Share;
 pub use self::published::Published;
 pub use self::rings::{ClassifierLink, Held, Neighbourhood, ShardLink, link, neighbourhoods};
 use self::rings::{Errand, Task, Transfer};
+pub use self::twin::{Twin, TwinQueues, TwinRates};
 use self::unresolved::Unresolved;
 use crate::classifier::millis;
 use crate::counters::DropReason;
@@ -41,16 +43,6 @@ use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::sweep::SweepPace;
 use crate::wire::ethernet::MacAddress;
-
-/// Where packets for a port's kernel go.
-pub enum Twin<Q> {
-    /// Nowhere: the kernel sees the port itself.
-    Itself,
-    /// To a port of their own, which only this shard has.
-    Port(Q),
-    /// To the shard that has it.
-    Shard(usize),
-}
 
 /// One port as a shard sees it.
 pub struct ShardPort<Q: Queue> {
@@ -196,8 +188,8 @@ impl<Q: Queue> Shard<Q> {
     pub fn queues(&self) -> impl Iterator<Item = &Q> {
         self.ports.iter().flat_map(|port| {
             let twin = match &port.twin {
-                Twin::Port(twin) => Some(twin),
-                Twin::Itself | Twin::Shard(_) => None,
+                Twin::Port(twin, _) => Some(twin),
+                Twin::Itself | Twin::Queued(_) => None,
             };
             port.queue.as_ref().ok().into_iter().chain(twin)
         })
@@ -223,24 +215,11 @@ impl<Q: Queue> Shard<Q> {
         work += self.run_errands(now);
         work += self.take_replies(now);
         for port in 0..self.ports.len() {
+            work += self.send_to_twin(port);
             self.flush(port);
         }
         self.neighbours.flush(&mut self.forwarder.drops);
         self.housekeeping(now);
-        work
-    }
-
-    /// Takes a burst of what the kernel has sent by a port's twin.
-    fn take_from_twin(&mut self, port: usize, now: Moment) -> usize {
-        let Twin::Port(twin) = &mut self.ports[port].twin else {
-            return 0;
-        };
-        let mut burst = Burst::new();
-        twin.receive(&mut burst);
-        let work = burst.len();
-        for packet in burst {
-            self.take_from_kernel(packet, port_id(port), now);
-        }
         work
     }
 
@@ -283,7 +262,6 @@ impl<Q: Queue> Shard<Q> {
                     self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
                 }
                 Errand::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
-                Errand::Twin(packet, port) => self.hand_to_twin(packet, port),
             }
         }
         work
@@ -436,11 +414,11 @@ impl<Q: Queue> Shard<Q> {
                 } else if self.farm.is_for_us(&parsed.key) {
                     self.forwarder.drops.count(DropReason::Icmp);
                 } else {
-                    self.hand_to_twin(packet, port);
+                    self.hand_to_twin(packet, port, now);
                 }
             }
-            Fate::Twin => self.hand_to_twin(packet, port),
-            Fate::Kernel(port) => self.hand_to_twin(packet, port),
+            Fate::Twin => self.hand_to_twin(packet, port, now),
+            Fate::Kernel(port) => self.hand_to_kernel(packet, port),
             Fate::PathMtu(end, mtu) => {
                 self.forwarder.drops.count(DropReason::TunnelError);
                 // Who does not hear of it hears of its own next packet that is too big.
@@ -459,30 +437,6 @@ impl<Q: Queue> Shard<Q> {
         match self.classifiers[classifier].ask(Question { ask, held }, begins) {
             Ok(()) => self.forwarder.counters.diverted += 1,
             Err(reason) => self.forwarder.drops.count(reason),
-        }
-    }
-
-    fn hand_to_twin(&mut self, packet: Q::Packet, port: PortId) {
-        if let Some((parent, id)) = self.ports[usize::from(port)].vlan {
-            // The kernel has its own interface for the VLAN, on top of the port's.
-            if let Some(packet) = vlan::tagged(packet, id, &mut self.forwarder.drops) {
-                self.hand_to_twin(packet, parent);
-            }
-            return;
-        }
-        match &mut self.ports[usize::from(port)].twin {
-            Twin::Itself => self.forwarder.counters.twin += 1,
-            Twin::Port(queue) => {
-                let mut one = Burst::new();
-                one.push(packet);
-                queue.send(&mut one);
-                self.forwarder.counters.twin += u64::from(one.is_empty());
-                self.forwarder.drops.count_many(DropReason::TwinFull, one.len());
-            }
-            Twin::Shard(shard) => {
-                let shard = *shard;
-                self.send_errand(shard, Errand::Twin(packet, port));
-            }
         }
     }
 

@@ -25,6 +25,8 @@ admin:
   memory: 256MiB
   mbufs: 16384
   routes: {{ ipv4: 200000, ipv6: 200000 }}
+  # The client may be the unit's router.
+  twin: {{ peers: [10.80.0.2, "fd80::2"] }}
 ports:
 {ports}
 {pools}hosts:

@@ -12,10 +12,13 @@ use weir_dataplane::flow::{ToeplitzKey, protocol};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
+use weir_dataplane::twin_class::TwinPeers;
 use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
 use weir_health_protocol::{Directives, Status};
 use weir_identity::{EndpointId, Moment};
 use weir_netlink::Snapshot;
+
+use crate::twin_peers;
 
 /// The unit's knowledge.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub struct Knowledge {
     pub kernel: Option<Arc<Snapshot>>,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Known>,
+    twin_peers: Arc<TwinPeers>,
     /// Each of one family.
     pools: Vec<PoolPorts>,
     /// Where each pool of the YAML has its IPv4 and its IPv6 addresses.
@@ -109,7 +113,8 @@ impl Knowledge {
                 })
             })
             .collect();
-        Self { config, macs, kernel: None, endpoints, pools, pool_of, generation: 0 }
+        let twin_peers = Arc::new(twin_peers::of(&config));
+        Self { config, macs, kernel: None, endpoints, twin_peers, pools, pool_of, generation: 0 }
     }
 
     /// The configuration of an endpoint.
@@ -202,6 +207,7 @@ impl Knowledge {
                 .map(|(&mac, port)| Port { mac, mtu: port.mtu, vlan: vlan(port) })
                 .collect(),
             timeouts: timeouts(config),
+            twin_peers: Arc::clone(&self.twin_peers),
             prefixes: self.prefixes(),
             neighbours: self.neighbours(),
         }

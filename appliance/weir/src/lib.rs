@@ -17,4 +17,5 @@ pub mod ports;
 pub mod replay;
 pub mod routes;
 pub mod twin;
+pub mod twin_peers;
 pub mod unit;

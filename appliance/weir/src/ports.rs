@@ -1,10 +1,11 @@
 //! Ports: DPDK's devices opened as the YAML says, their queues dealt to shards, and the dataplane's traits on DPDK's buffers.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use weir_config::{Config, Device};
 use weir_dataplane::packet::{Burst, Packet, Queue};
-use weir_dataplane::shard::Twin;
+use weir_dataplane::shard::{Twin, TwinQueues, TwinRates};
 use weir_dpdk::{
     DeviceError, Eal, EalError, EalOptions, IdlePort, Mbuf, MemoryMode, Mempool, PacketSockets, PoolConfig, PoolError,
     Port, PortConfig, PortError, RxQueue, TxQueue, Vdev,
@@ -126,18 +127,23 @@ pub struct Opened {
 pub struct Ends {
     queues: HashMap<(usize, usize), PortQueue>,
     twins: HashMap<usize, PortQueue>,
-    has_twin: Vec<bool>,
+    /// What waits for each port's twin, where it has one.
+    waiting: Vec<Option<Arc<TwinQueues<MbufPacket>>>>,
     owners: Vec<usize>,
 }
 
 impl Ends {
-    /// What `shard` gets of `port`: queue n is shard n's; a shard beyond the queues sends by shard number modulo queues.
+    /// What `shard` gets of `port`: queue n is shard n's; a shard beyond the queues sends by shard number modulo queues. The ports'
+    /// twins are dealt to shards with queues of theirs, so that one shard has not the work of all.
     pub fn take(&mut self, shard: usize, port: usize) -> PortEnds<PortQueue> {
         let queue = self.queues.remove(&(shard, port)).ok_or(shard % self.owners[port]);
-        let twin = match (self.has_twin[port], shard) {
-            (false, _) => Twin::Itself,
-            (true, 0) => self.twins.remove(&port).map_or(Twin::Itself, Twin::Port),
-            (true, _) => Twin::Shard(0),
+        let twin = match self.waiting[port].clone() {
+            None => Twin::Itself,
+            Some(waiting) if shard == port % self.owners[port] => match self.twins.remove(&port) {
+                Some(queue) => Twin::Port(queue, waiting),
+                None => Twin::Queued(waiting),
+            },
+            Some(waiting) => Twin::Queued(waiting),
         };
         (queue, twin)
     }
@@ -232,21 +238,27 @@ pub fn open(config: &Config) -> Result<Opened, PortsError> {
         ports: Vec::new(),
         pool,
         macs: Vec::new(),
-        ends: Ends { queues: HashMap::new(), twins: HashMap::new(), has_twin: Vec::new(), owners: Vec::new() },
+        ends: Ends { queues: HashMap::new(), twins: HashMap::new(), waiting: Vec::new(), owners: Vec::new() },
         kept_by_drivers: 0,
     };
     for (index, port) in config.ports.iter().enumerate() {
-        opened.open_port(eal, index, port)?;
+        opened.open_port(eal, index, port, twin_rates(settings))?;
     }
     Ok(opened)
 }
 
 impl Opened {
-    fn open_port(&mut self, eal: Eal, index: usize, settings: &weir_config::Port) -> Result<(), PortsError> {
+    fn open_port(
+        &mut self,
+        eal: Eal,
+        index: usize,
+        settings: &weir_config::Port,
+        rates: TwinRates,
+    ) -> Result<(), PortsError> {
         if let Device::Vlan { parent, .. } = settings.device {
             self.ports.push(Vec::new());
             self.macs.push(self.macs[parent]);
-            self.ends.has_twin.push(false);
+            self.ends.waiting.push(None);
             self.ends.owners.push(1);
             return Ok(());
         }
@@ -296,7 +308,7 @@ impl Opened {
             (None, None) => [0x02, 0, 0, 0, 0, 0],
         };
         self.macs.push(mac);
-        self.ends.has_twin.push(settings.twin.is_some());
+        self.ends.waiting.push(settings.twin.as_ref().map(|_| Arc::new(TwinQueues::new(rates))));
         if let Some(twin) = &settings.twin {
             let mut vdevs = weir_dpdk::Device::Tap(twin.clone())
                 .vdevs(index, 1, settings.mtu)
@@ -320,6 +332,13 @@ impl Opened {
         eal.add_vdev(vdev).map_err(|source| PortsError::Vdev { port: settings.name.clone(), source })?;
         IdlePort::by_name(eal, &vdev.name).map_err(|source| PortsError::Port { port: settings.name.clone(), source })
     }
+}
+
+/// What each port's twin takes.
+#[must_use]
+pub fn twin_rates(settings: &weir_config::Dataplane) -> TwinRates {
+    let twin = &settings.twin;
+    TwinRates { rest: twin.packets_per_second, control: twin.control_packets_per_second }
 }
 
 fn device(device: &Device) -> weir_dpdk::Device {

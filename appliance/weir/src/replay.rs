@@ -22,7 +22,7 @@ use weir_config::Config;
 use weir_dataplane::core::{Command, Core, Turn};
 use weir_dataplane::farm::Farm;
 use weir_dataplane::packet::{BURST, Burst, HeapPacket, Queue};
-use weir_dataplane::shard::Twin;
+use weir_dataplane::shard::{Twin, TwinQueues};
 use weir_health_load::SharedHandler;
 use weir_identity::Moment;
 
@@ -211,14 +211,16 @@ impl Bench {
             key,
             burst,
         };
+        let rates = crate::ports::twin_rates(&config.dataplane);
+        let twins: Vec<_> = config.ports.iter().map(|_| Arc::new(TwinQueues::new(rates))).collect();
         // The first shard has every port; the others, if any, send by it.
         let (shards, classifiers) = assembly.assemble(
             |shard, port| {
                 if shard == 0 {
                     let queue = |sent| Capture { wire: wire.clone(), sent };
-                    (Ok(queue(Sent::Port(port))), Twin::Port(queue(Sent::Twin)))
+                    (Ok(queue(Sent::Port(port))), Twin::Port(queue(Sent::Twin), Arc::clone(&twins[port])))
                 } else {
-                    (Err(0), Twin::Shard(0))
+                    (Err(0), Twin::Queued(Arc::clone(&twins[port])))
                 }
             },
             || Box::new(|| Some(HeapPacket::new(&[]))),

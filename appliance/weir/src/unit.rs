@@ -188,6 +188,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         |shard, port| ends.take(shard, port),
         || Box::new(move || pool.alloc().map(ports::MbufPacket::from)),
     )?;
+    // What waits for twins ends with the shards.
+    drop(ends);
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &farms, &failed)?;

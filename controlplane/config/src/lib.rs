@@ -29,7 +29,7 @@ pub use report::{Problem, Report, Severity};
 use serde_yaml::Value;
 pub use types::{
     Admin, Agents, Config, Dataplane, Device, DirectiveState, Endpoint, Host, Idle, Mode, Neighbour, NoEndpoint, Pool,
-    Port, Ports, Probe, ProbeKind, Protocol, Route, Select, Service, Take, Timeouts, Unit,
+    Port, Ports, Probe, ProbeKind, Protocol, Route, Select, Service, Take, Timeouts, Twins, Unit,
 };
 
 /// Loads a unit's configuration for this machine.

@@ -96,6 +96,12 @@ pub enum Mistake {
         /// Its id.
         unit: u32,
     },
+    /// A prefix that makes peers of all senders.
+    #[error("{prefix} makes everybody a peer, whose packets go first")]
+    EverybodyIsPeer {
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// A duration of nothing.
     #[error("is zero")]
     ZeroDuration {
@@ -504,6 +510,7 @@ impl Mistake {
         let text = match self {
             Mistake::NoAgents => "add `agents: { listen: \"0.0.0.0:7300\" }`, or take `agent: true` away".to_owned(),
             Mistake::PeerIsSelf { .. } => "name the other units only".to_owned(),
+            Mistake::EverybodyIsPeer { .. } => "the addresses of routers and units alone".to_owned(),
             Mistake::UnknownKey { key, valid } => match nearest(key, valid.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None if valid.is_empty() => "there are no keys here".to_owned(),

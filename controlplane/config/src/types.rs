@@ -104,6 +104,19 @@ pub struct Dataplane {
     pub seed: Option<u64>,
     /// Packets of undecided flows that a classifier keeps; further ones are dropped.
     pub pending: usize,
+    /// What the kernel gets by the ports' twins.
+    pub twin: Twins,
+}
+
+/// What the kernel gets by each port's twin, in packets a second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Twins {
+    /// Of everything that is not urgent; at least 1.
+    pub packets_per_second: u32,
+    /// Of ARP and neighbour discovery, and as many of peers' BFD, BGP and cluster traffic; at least 1.
+    pub control_packets_per_second: u32,
+    /// Peers beside those that are configured as something else; none is everybody.
+    pub peers: Vec<IpNet>,
 }
 
 /// What a core without work does.

@@ -82,6 +82,8 @@ struct Progress {
     bursts: usize,
     /// Packets and messages so far.
     work: usize,
+    /// When the turn began.
+    now: Moment,
 }
 
 impl<Q: Queue> Shard<Q> {
@@ -100,7 +102,7 @@ impl<Q: Queue> Shard<Q> {
 
     /// Bursts are in the fast path's three passes one behind the other, so that the memory has the time of a whole burst to answer.
     fn pump<const TOGETHER4: bool, const TOGETHER6: bool>(&mut self, now: Moment) -> usize {
-        let mut progress = Progress::default();
+        let mut progress = Progress { now, ..Progress::default() };
         if self.burst < BURST {
             // One after the other: who wants short bursts wants each to be over before the next one comes.
             while self.fill(0, &mut progress) {
@@ -195,7 +197,7 @@ impl<Q: Queue> Shard<Q> {
         self.arrived(port, burst.len(), progress);
         let mut ports = [port_id(port); BURST];
         if self.farm.is_trunk(port_id(port)) {
-            self.take_tags_off(&mut burst, &mut ports);
+            self.take_tags_off(&mut burst, &mut ports, progress.now);
         }
         let steers = self.ports[port].order.steers();
         let mut owners = [self.number; BURST];
@@ -334,7 +336,7 @@ impl<Q: Queue> Shard<Q> {
 
     /// Takes the tags of VLANs that are ports off what came in by a trunk; a tag that stands for no port is the kernel's.
     #[cold]
-    fn take_tags_off(&mut self, burst: &mut Burst<Q::Packet>, ports: &mut [PortId; BURST]) {
+    fn take_tags_off(&mut self, burst: &mut Burst<Q::Packet>, ports: &mut [PortId; BURST], now: Moment) {
         let trunk = ports[0];
         let mut kept = Burst::new();
         for packet in burst.drain(..) {
@@ -344,7 +346,7 @@ impl<Q: Queue> Shard<Q> {
                     ports[kept.len() % BURST] = port;
                     kept.push(packet);
                 }
-                vlan::Tagged::Unknown => self.hand_to_twin(packet, trunk),
+                vlan::Tagged::Unknown => self.hand_to_twin(packet, trunk, now),
                 vlan::Tagged::Stuck => self.forwarder.drops.count(crate::counters::DropReason::Truncated),
             }
         }

@@ -27,7 +27,7 @@ impl<Q: Queue> Shard<Q> {
                     if told {
                         self.forwarder.counters.told_too_big += 1;
                         packet.data_mut()[..6].copy_from_slice(&self.farm.ports[usize::from(port)].mac);
-                        self.hand_to_twin(packet, port);
+                        self.hand_to_kernel(packet, port);
                     }
                     return;
                 }

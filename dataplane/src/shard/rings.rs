@@ -34,8 +34,6 @@ pub(super) enum Errand<P> {
     PathMtu(std::net::IpAddr, u16),
     /// What the kernel has sent by a port's twin, and may be of a flow that the other one owns.
     FromKernel(P, PortId),
-    /// A packet for the kernel twin of a port.
-    Twin(P, PortId),
 }
 
 /// A shard's end of its rings to one classifier.

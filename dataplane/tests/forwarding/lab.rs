@@ -17,7 +17,7 @@ use weir_dataplane::forwarder::{self, Asking, Forwarder};
 use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, State};
-use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_dataplane::shard::{self, Shard, ShardPort, Twin, TwinQueues, TwinRates};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::wire::tcp::Flags;
 use weir_health_load::Directive;
@@ -115,6 +115,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
         pools: Vec::new(),
         ports: MACS.map(|mac| Port { mac, mtu: 1500, vlan: None }).to_vec(),
         timeouts: IdleTimeouts(TIMEOUTS),
+        twin_peers: Arc::default(),
         prefixes: Vec::new(),
         neighbours: Vec::new(),
     };
@@ -194,6 +195,8 @@ pub(crate) struct Setup {
     pub(crate) sender: fn(shard: usize, port: usize) -> usize,
     /// Twins of their own at shard 0, or the kernel sees the ports itself.
     pub(crate) twins: bool,
+    /// What these take.
+    pub(crate) twin_rates: TwinRates,
     /// When shards ask for routes' lines.
     pub(crate) asking: Asking,
 }
@@ -231,6 +234,7 @@ impl Setup {
             fragments: Limits::default(),
             sender: |shard, _| shard,
             twins: false,
+            twin_rates: TwinRates::default(),
             asking: Asking { together4: false, together6: false },
         }
     }
@@ -259,6 +263,7 @@ impl Lab {
         let wire = Arc::new(Wire::new(shards, parts.ports.len()));
         let mut links: Vec<Vec<_>> = (0..classifiers).map(|_| Vec::new()).collect();
         let mut made = Vec::new();
+        let queues: Vec<_> = parts.ports.iter().map(|_| Arc::new(TwinQueues::new(setup.twin_rates))).collect();
         for (number, neighbours) in shard::neighbourhoods(shards, setup.handover_ring).into_iter().enumerate() {
             let ours = links.iter_mut().map(|links| {
                 let (ours, theirs) = shard::link(setup.divert_ring, setup.notice_ring);
@@ -275,8 +280,8 @@ impl Lab {
                 let queue = Some(sender(number, port)).filter(|to| *to != number).map_or(Ok(end(false)), Err);
                 let twin = match (setup.twins, number) {
                     (false, _) => Twin::Itself,
-                    (true, 0) => Twin::Port(end(true)),
-                    (true, _) => Twin::Shard(0),
+                    (true, 0) => Twin::Port(end(true), Arc::clone(&queues[port])),
+                    (true, _) => Twin::Queued(Arc::clone(&queues[port])),
                 };
                 match parts.ports[port].vlan {
                     Some((parent, id)) => ShardPort::vlan(parent, id),

@@ -24,4 +24,5 @@ mod quick_lane;
 mod sessions;
 mod shards;
 mod tunnel_paths;
+mod twins;
 mod unresolved;

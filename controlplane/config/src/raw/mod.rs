@@ -126,6 +126,25 @@ pub struct Dataplane {
     /// so count them into `mbufs`. Default: 1024.
     #[schemars(range(min = 1, max = 65_536))]
     pub pending: Option<u32>,
+    /// What the kernel gets by the ports' twins.
+    pub twin: Option<Twins>,
+}
+
+/// What the kernel gets by the ports' twins: packets to the unit's own addresses, in packets a second of each port that has a twin.
+/// Further ones are dropped and counted (`drop.twin_rate`, `drop.twin_control_rate`).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Twins {
+    /// Of everything but what `control_packets_per_second` is about, SSH and ping included; 1 to 10000000. Default: 20000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub packets_per_second: Option<u32>,
+    /// Of ARP and neighbour discovery, and as many again of the peers' BFD, BGP and cluster traffic and of answers to probes; these
+    /// go first; 1 to 10000000. Default: 50000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub control_packets_per_second: Option<u32>,
+    /// Addresses and prefixes whose BFD and BGP, and traffic at the port of `agents.listen`, go first. The gateways of `routes`, the
+    /// `agents.peers` and hosts with an agent are peers without being listed. Default: none.
+    pub peers: Option<Vec<PrefixText>>,
 }
 
 /// What a core without work does.

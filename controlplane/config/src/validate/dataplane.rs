@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw::{self, NumberOrRange};
-use crate::types::{Dataplane, Device, Idle, Timeouts};
+use crate::types::{Dataplane, Device, Idle, Timeouts, Twins};
 
 /// Who the unit is and where it is administered.
 pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Unit, Admin) {
@@ -71,6 +71,7 @@ pub(super) fn dataplane(
         timeouts: timeouts(check, raw.timeouts.as_ref(), &here.key("timeouts")),
         seed: raw.seed,
         pending: check.number(raw.pending, &here.key("pending"), 1..=65_536, 1024),
+        twin: twins(check, raw.twin.as_ref(), &here.key("twin")),
     };
     if !check.is_damaged(&here) {
         cores(check, &here, &mut dataplane);
@@ -162,10 +163,34 @@ fn timeouts(check: &mut Check, raw: Option<&raw::Timeouts>, here: &Place) -> Tim
     }
 }
 
+/// What the kernel gets by the ports' twins.
+fn twins(check: &mut Check, raw: Option<&raw::Twins>, here: &Place) -> Twins {
+    let default = raw::Twins::default();
+    let raw = raw.unwrap_or(&default);
+    let mut seen = super::Seen::default();
+    let mut peers = Vec::new();
+    for (i, text) in raw.peers.iter().flatten().enumerate() {
+        let place = here.key("peers").at(i);
+        let Some(prefix) = check.network_prefix(text, &place, true) else { continue };
+        if prefix.prefix_len() == 0 {
+            check.error(&place, Mistake::EverybodyIsPeer { prefix });
+        } else if check.unique(&mut seen, prefix, &place, "peer") {
+            peers.push(prefix);
+        }
+    }
+    let mut rate = |value, key, default| check.number(value, &here.key(key), TWIN_RATES, default);
+    Twins {
+        packets_per_second: rate(raw.packets_per_second, "packets_per_second", 20_000),
+        control_packets_per_second: rate(raw.control_packets_per_second, "control_packets_per_second", 50_000),
+        peers,
+    }
+}
+
 /// The shortest duration that a unit's clock tells from none.
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const ROUTES: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000;
+const TWIN_RATES: std::ops::RangeInclusive<u64> = 1..=10_000_000;
 /// CPU numbers that an affinity mask can hold.
 const CPUS: std::ops::RangeInclusive<u64> = 0..=1023;
 /// `rte_mbuf`, headroom, and what the pool adds: its header, trailer and padding.
