@@ -177,6 +177,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     };
     let mut ends = opened.ends;
     let (shards, seats) = assembly.assemble(|shard, port| ends.take(shard, port))?;
+    // The first farm is to be freed like all others, once nobody reads it.
+    drop(assembly);
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &farms, &failed)?;
