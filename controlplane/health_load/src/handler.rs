@@ -110,6 +110,9 @@ impl Handler {
             }
         }
         served.live = served.stock.is_live();
+        if changes {
+            served.stock.look_at_all();
+        }
         changes
     }
 

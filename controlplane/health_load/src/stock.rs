@@ -314,21 +314,37 @@ impl Stock {
         }
     }
 
+    /// Works everything out anew, as of the last time that an endpoint was looked at: for a beginning.
+    pub(crate) fn look_at_all(&mut self) {
+        (0..self.parts.len()).for_each(|index| self.sum(index));
+        self.learn_cost();
+        for index in 0..self.parts.len() {
+            self.weigh(index);
+            self.along_capacities(index);
+        }
+    }
+
     /// Lets time pass at a part's endpoints.
     fn look(&mut self, index: usize, now: Moment) {
-        let (mut load, mut seen, mut capacity, mut greatest) = (0.0, 0.0, 0.0, 0.0_f64);
         for fit in &self.fit[self.parts[index].range.clone()] {
-            let expected = &mut self.known[fit.place].expected;
-            expected.advance(self.cost, now);
-            capacity += expected.capacity();
-            greatest = greatest.max(expected.capacity());
+            self.known[fit.place].expected.advance(self.cost, now);
+        }
+        self.sum(index);
+    }
+
+    /// Adds up what a part's endpoints have and what they say.
+    fn sum(&mut self, index: usize) {
+        let part = &mut self.parts[index];
+        (part.load, part.seen, part.capacity, part.greatest) = (0.0, 0.0, 0.0, 0.0);
+        for fit in &self.fit[part.range.clone()] {
+            let expected = &self.known[fit.place].expected;
+            part.capacity += expected.capacity();
+            part.greatest = part.greatest.max(expected.capacity());
             if let Some(said) = expected.load() {
-                load += said;
-                seen += expected.seen();
+                part.load += said;
+                part.seen += expected.seen();
             }
         }
-        let part = &mut self.parts[index];
-        (part.load, part.seen, part.capacity, part.greatest) = (load, seen, capacity, greatest);
     }
 
     /// Works out what a part's endpoints have free.
