@@ -1,5 +1,5 @@
-//! New connections through a forwarder and a classifier, on a core each, beside a million live routes; one line of JSON for each
-//! number of clients.
+//! New connections through a forwarder and a classifier, on a core each, beside a million live routes; one line of JSON for each mode, number
+//! of endpoints (all of them at their capacity, if so wanted) and number of clients.
 //!
 //! Every buffer in the loop of a ring port is a client: when its SYN has left for a host its ACK comes, then data, then FIN, then the
 //! SYN of another connection. So each connection takes four packets, of which the first goes to the classifier and comes back with its
@@ -24,12 +24,12 @@ use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
 use weir_dataplane::packet::{Burst, Packet, Queue};
 use weir_dataplane::parse::tcp_flags;
-use weir_dataplane::route_table::IdleTimeouts;
+use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::shard::Twin;
 use weir_identity::Moment;
 
-use crate::farm::Frame;
-use crate::unit::Unit;
+use crate::farm::{ENDPOINTS, Frame};
+use crate::unit::{Service, Unit};
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -39,6 +39,15 @@ struct Options {
     /// How many clients connect at once.
     #[arg(long, value_delimiter = ',', default_value = "32,1024")]
     clients: Vec<usize>,
+    /// How many endpoints the service has.
+    #[arg(long, value_delimiter = ',', default_values_t = [ENDPOINTS])]
+    endpoints: Vec<u64>,
+    /// How their packets reach them: dsr; nat, where each host has another service by the same socket.
+    #[arg(long, value_parser = ["dsr", "nat"], default_value = "dsr")]
+    mode: String,
+    /// All endpoints say that they are at their capacity.
+    #[arg(long)]
+    full: bool,
     /// How long each measurement takes, in milliseconds of CPU time.
     #[arg(long, default_value_t = 1000)]
     millis: u64,
@@ -58,7 +67,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let &[forwarder_cpu, classifier_cpu] = &options.cpus[..] else { return Err("--cpus wants two".into()) };
     core_affinity::set_for_current(core_affinity::CoreId { id: forwarder_cpu });
     let (eal, pool) = ports::start("connections", &[forwarder_cpu], 4095)?;
-    for (number, &clients) in options.clients.iter().enumerate() {
+    let mode = if options.mode == "nat" { Mode::Nat } else { Mode::Dsr };
+    let cases =
+        options.endpoints.iter().flat_map(|endpoints| options.clients.iter().map(|clients| (*endpoints, *clients)));
+    for (number, (endpoints, clients)) in cases.enumerate() {
+        let service = Service { mode, endpoints, full: options.full };
         let ring = format!("net_ring{number}");
         let tally = Arc::new(Tally {
             done: AtomicU64::new(0),
@@ -73,14 +86,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ready: Arc::default(),
             tally: Arc::clone(&tally),
         };
-        let bench = Bench::new(world, &options)?;
+        let bench = Bench::new(world, &options, service)?;
         let mut runs = bench.measure(&options, classifier_cpu, &tally)?;
         runs.sort_by(|a, b| a.rate.total_cmp(&b.rate));
         let (median, best) = (&runs[runs.len() / 2], &runs[runs.len() - 1]);
         println!(
-            "{{\"name\":\"weir connections\",\"flows\":{},\"clients\":{clients},\"connections_per_second\":{:.0},\"best\":{:.0},\
+            "{{\"name\":\"weir connections\",\"mode\":\"{}\",\"endpoints\":{endpoints},\"full\":{},\"flows\":{},\"clients\":{clients},\"connections_per_second\":{:.0},\"best\":{:.0},\
              \"delay_p50_us\":{:.1},\"delay_p99_us\":{:.1},\"delay_p99_us_best\":{:.1}}}",
-            options.live, median.rate, best.rate, median.p50, median.p99, best.p99
+            options.mode, options.full, options.live, median.rate, best.rate, median.p50, median.p99, best.p99
         );
     }
     Ok(())
@@ -100,11 +113,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(world: Clients, options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
+    fn new(world: Clients, options: &Options, service: Service) -> Result<Self, Box<dyn std::error::Error>> {
         // A connection that is over is kept for a second: what counts is how many can come, not how many fit.
         let timeouts = IdleTimeouts([10_000, 3_600_000, 1_000, 60_000, 10_000]);
         let ready = Arc::clone(&world.ready);
-        Ok(Self { unit: Unit::new(world, Twin::Itself, options.live, CONNECTIONS, timeouts)?, ready })
+        Ok(Self { unit: Unit::serving(world, Twin::Itself, options.live, CONNECTIONS, timeouts, service)?, ready })
     }
 
     /// Runs both, each on its core.

@@ -166,6 +166,16 @@ impl Flows {
 
 /// A farm of one service in each family.
 pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn std::error::Error>> {
+    farm_of(mode, timeouts, ENDPOINTS, false)
+}
+
+/// One of so many endpoints; where they are `shared`, a third service on the first one's VIP leads to the same sockets.
+pub(crate) fn farm_of(
+    mode: Mode,
+    timeouts: IdleTimeouts,
+    endpoints: u64,
+    shared: bool,
+) -> Result<Farm, Box<dyn std::error::Error>> {
     let service = |id, vip| Service {
         id: ServiceId(id),
         protocol: protocol::TCP,
@@ -174,10 +184,11 @@ pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn s
         no_endpoint: NoEndpoint::Drop,
         vip,
     };
+    let other = Service { ports: vec![81..=81], ..service(3, 0) };
     let vip = |address: IpAddr| Vip { address, services: vec![], on_link: vec![0] };
     let host = |n: u64| Ipv4Addr::from(0x0afe_0001 + u32::try_from(n).unwrap_or(0));
-    let endpoint = |n: u64| Endpoint {
-        service: 0,
+    let endpoint = |service: usize, n: u64| Endpoint {
+        service,
         host: HostId(u32::try_from(n).unwrap_or(0)),
         application: ApplicationId(1),
         address: host(n).into(),
@@ -204,14 +215,17 @@ pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn s
     Ok(Farm::new(FarmParts {
         generation: 1,
         vips: vec![vip(VIP.into()), vip(VIP6.into())],
-        services: vec![service(1, 0), service(2, 1)],
-        endpoints: (0..ENDPOINTS).map(endpoint).collect(),
+        services: if shared { vec![service(1, 0), service(2, 1), other] } else { vec![service(1, 0), service(2, 1)] },
+        endpoints: if shared { [0, 2].as_slice() } else { &[0] }
+            .iter()
+            .flat_map(|service| (0..endpoints).map(|n| endpoint(*service, n)))
+            .collect(),
         pools: if mode == Mode::FullNat { vec![pool()?] } else { vec![] },
         ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts,
         twin_peers: Arc::new(TwinPeers::default().with(PEER.into(), 32)),
         prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
-        neighbours: (0..ENDPOINTS)
+        neighbours: (0..endpoints)
             .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
             .collect(),
     }))

@@ -150,16 +150,22 @@ fn shards_move_between_cores_under_load() {
 
     let results = farm.results_path();
     let mut load = farm.run_in_background("6s", &results);
-    let mut moves = 0_usize;
+    let (mut moves, mut listed) = (0_usize, 0);
     while load.try_wait().expect("scripts/lab runs").is_none() {
         let shard = shards[moves % shards.len()];
         let cpu = forwarding[(moves / shards.len() + moves) % forwarding.len()];
-        farm.weirctl(&["shards", "move", &shard.to_string(), &cpu.to_string()]);
+        // Somebody looks through the tables of shards that move.
+        thread::scope(|scope| {
+            let list = scope.spawn(|| farm.weirctl(&["routes", "list", "--limit", "20000"]));
+            farm.weirctl(&["shards", "move", &shard.to_string(), &cpu.to_string()]);
+            let list = list.join().expect("the list comes");
+            listed = listed.max(list["routes"].as_array().expect("routes").len());
+        });
         moves += 1;
         thread::sleep(Duration::from_millis(50));
     }
     expect_end(load);
-    assert!(moves > 20, "{moves} moves");
+    assert!(moves > 20 && listed > 0, "{moves} moves, {listed} routes");
     let results = read_json(&results);
     for load in results["loads"].as_array().expect("loads") {
         assert_eq!(load["failures"], 0, "{load}");

@@ -38,7 +38,7 @@ pub enum Command<Q: Queue> {
     AddClassifier(Box<ClassifierSeat<Q::Packet>>),
     /// Give the classifier with this number away.
     TakeClassifier(usize, Sender<Box<ClassifierSeat<Q::Packet>>>),
-    /// Look into the shard with this number; what is done must be short.
+    /// Look into the shard with this number; what is done must be short. Dropped if the shard is not here (any more).
     Visit(usize, Look<Q>),
     /// End.
     Stop,

@@ -4,6 +4,7 @@
 //! between two turns. Indices into it ([`EndpointId`], VIPs, ports) keep their meaning while the unit runs, since routes hold them.
 
 mod association;
+mod places;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -45,8 +46,7 @@ pub struct Farm {
     nat: bool,
     /// By service: the association that its flows belong to; empty if there is none at all.
     associations: Vec<Option<Association>>,
-    /// For each service, in half-NAT: its endpoints at which another service's endpoint may be the same socket.
-    rivals: Vec<Vec<(EndpointId, EndpointId)>>,
+    places: places::Places,
     /// Endpoints' addresses that are the unit's own.
     local: Vec<IpAddr>,
     /// Tunnels' ends, each with an endpoint that is there.
@@ -303,7 +303,7 @@ impl Farm {
             twin_peers,
             addresses,
             nat,
-            rivals: Vec::new(),
+            places: places::Places::default(),
             local: Vec::new(),
             tunnels: HashMap::default(),
             vlans: (0..).zip(&ports).filter_map(|(id, port)| port.vlan.map(|(on, vlan)| (on, vlan, id))).collect(),
@@ -349,7 +349,7 @@ impl Farm {
         farm.local.dedup();
         let ends = farm.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.tunnel.is_some());
         farm.tunnels = ends.map(|(index, endpoint)| (endpoint.address, index)).collect();
-        farm.rivals = rivals(&farm.services, &farm.endpoints);
+        farm.places = places::Places::new(&farm.services, &farm.endpoints);
         if farm.tunnels() {
             let outer = |endpoint: &Endpoint| {
                 let hop = endpoint.hop?;
@@ -570,13 +570,6 @@ impl Farm {
         service.is_some_and(|service| self.services[service].no_endpoint == NoEndpoint::Reset)
     }
 
-    /// In half-NAT: endpoints of a service, each with one of another service that is on the same host and may have the same port
-    /// there. The answers to one client port by both of them are alike.
-    #[must_use]
-    pub fn rivals(&self, service: usize) -> &[(EndpointId, EndpointId)] {
-        self.rivals.get(service).map_or(&[], Vec::as_slice)
-    }
-
     /// Whether any service of a VIP has this protocol.
     #[must_use]
     pub fn serves_protocol(&self, vip: u32, protocol: u8) -> bool {
@@ -630,29 +623,6 @@ impl Farm {
         };
         ways.map_or(&[], Vec::as_slice)
     }
-}
-
-/// See [`Farm::rivals`].
-fn rivals(services: &[Service], endpoints: &[Endpoint]) -> Vec<Vec<(EndpointId, EndpointId)>> {
-    let mut rivals = vec![Vec::new(); services.len()];
-    let mut sockets: HashMap<(IpAddr, u8), Vec<(EndpointId, &Endpoint)>> = HashMap::new();
-    for (id, endpoint) in (0..).map(EndpointId).zip(endpoints) {
-        let service = &services[endpoint.service];
-        if service.mode == Mode::Nat {
-            sockets.entry((endpoint.address, service.protocol)).or_default().push((id, endpoint));
-        }
-    }
-    for there in sockets.values() {
-        for (mine, endpoint) in there {
-            let may_meet = |other: &Endpoint| match (endpoint.port, other.port) {
-                (Some(mine), Some(theirs)) => mine == theirs,
-                _ => true,
-            };
-            let others = there.iter().filter(|(_, other)| other.service != endpoint.service && may_meet(other));
-            rivals[endpoint.service].extend(others.map(|(theirs, _)| (*mine, *theirs)));
-        }
-    }
-    rivals
 }
 
 impl Default for IdleTimeouts {

@@ -751,6 +751,14 @@ impl<S: Slot> RouteTable<S> {
         self.slots.iter().filter(|slot| !slot.is_empty()).map(|slot| (slot.key(), slot.entry()))
     }
 
+    /// The routes in `count` slots from slot `from` on, each with its slot. One that moves from slot to slot between two such looks may be seen
+    /// twice or not at all.
+    pub fn iter_slots(&self, from: usize, count: usize) -> impl Iterator<Item = (usize, S::Key, &Entry)> {
+        let range = from.min(self.slots.len())..from.saturating_add(count).min(self.slots.len());
+        let slots = range.clone().zip(&self.slots[range]);
+        slots.filter(|(_, slot)| !slot.is_empty()).map(|(index, slot)| (index, slot.key(), slot.entry()))
+    }
+
     /// How often a slot has got another route so far, by insertion or by a move to make room: where one was found there may be
     /// another one since then.
     #[inline]

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use arc_swap::{ArcSwap, Cache};
-use weir_health_load::{Allotments, Health, LocalAllotments, Request, ServiceStanding, SharedHandler};
+use weir_health_load::{Allotments, LocalAllotments, Prepared, Request, ServiceStanding, SharedHandler};
 use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
 
-/// What is known of all services' endpoints; replaced as a whole.
+/// What is known of all services' endpoints; replaced as a whole, but what did not change in it is shared with the one before.
 #[derive(Debug, Default)]
 pub struct Standings {
     /// Grows with every change.
     pub generation: u64,
     /// One for each service.
-    pub services: Vec<ServiceStanding>,
+    pub services: Vec<Arc<Prepared>>,
     /// Who grants allotments from them.
     pub handler: SharedHandler,
 }
@@ -22,13 +22,23 @@ impl Standings {
     /// The standings, which the handler knows from now on.
     #[must_use]
     pub fn new(generation: u64, services: Vec<ServiceStanding>, handler: SharedHandler) -> Self {
-        {
-            let mut handler = handler.lock();
-            services.iter().for_each(|known| {
-                handler.update(known);
-            });
+        Self { generation: 0, services: Vec::new(), handler }.next(generation, services)
+    }
+
+    /// What follows these standings: only services that changed are prepared again, and told to the handler one by one, so that classifiers
+    /// find it free between two of them.
+    #[must_use]
+    pub fn next(&self, generation: u64, services: Vec<ServiceStanding>) -> Self {
+        // Services keep their places; one that has another is only prepared once more.
+        let before = self.services.iter().map(Some).chain(std::iter::repeat(None));
+        let services: Vec<_> =
+            services.into_iter().zip(before).map(|(known, before)| Prepared::new(known, before)).collect();
+        for (place, prepared) in services.iter().enumerate() {
+            if !self.services.get(place).is_some_and(|before| Arc::ptr_eq(before, prepared)) {
+                self.handler.lock().update(prepared.known());
+            }
         }
-        Self { generation, services, handler }
+        Self { generation, services, handler: Arc::clone(&self.handler) }
     }
 }
 
@@ -55,7 +65,7 @@ impl UnitAllotments {
         let standings = self.standings.load();
         if standings.generation != self.generation {
             self.generation = standings.generation;
-            self.local.update(&standings.services);
+            self.local.follow(&standings.services);
         }
     }
 }
@@ -84,8 +94,7 @@ impl Allotments for UnitAllotments {
     }
 
     fn is_fit(&mut self, service: ServiceId, endpoint: EndpointId) -> bool {
-        let services = &self.standings.load().services;
-        let mut all = services.iter().filter(|standing| standing.service == service).flat_map(|s| &s.standings);
-        all.any(|standing| standing.endpoint == endpoint && standing.health != Health::Failing)
+        self.refresh();
+        self.local.is_well(service, endpoint)
     }
 }

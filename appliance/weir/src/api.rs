@@ -17,7 +17,10 @@ use weir_identity::{ApplicationId, EndpointId, HostId, Incarnation, Moment};
 use crate::control::{Shared, link_is_up, statistics};
 use crate::core_thread::{AskError, uptime};
 use crate::knowledge::{Knowledge, Known};
-use crate::routes;
+use crate::routes::{self, NoPlace, Place};
+
+/// A shard that is looked into.
+type Visited = weir_dataplane::shard::Shard<crate::ports::PortQueue>;
 
 /// A unit that answers.
 pub struct Api {
@@ -299,25 +302,36 @@ impl UnitApi for Api {
         };
         let key = Key::new(flow.client, flow.vip, protocol)
             .ok_or_else(|| ApiError::BadRequest("client and VIP are of different families".to_owned()))?;
-        let owners = self.visit(0, |shard, _| shard.forwarder().owners().clone()).await?;
+        let owners = self.visit(0, |shard: &Visited, _| shard.forwarder().owners().clone()).await?;
         let shard = owners.client_is_source(&key);
-        let (farm, config) = (self.shared.farms.load_full(), Arc::clone(&self.shared.config));
-        let routes = self
-            .visit(shard, move |visited, now| {
-                routes::lookup(visited.forwarder(), &farm, &config, shard, &key, millis(now))
-            })
-            .await?;
-        Ok(RouteLookup { shard: number(shard), routes })
+        let farm = self.shared.farms.load_full();
+        let there = Arc::clone(&farm);
+        let look = move |visited: &Visited, now| routes::lookup(visited.forwarder(), &there, &key, millis(now));
+        let seen = self.visit(shard, look).await?;
+        let show = routes::Show::new(&farm, &self.shared.config);
+        Ok(RouteLookup { shard: number(shard), routes: seen.iter().filter_map(|seen| show.one(seen, shard)).collect() })
     }
 
-    async fn routes_list(&self, limit: usize, service: Option<&str>) -> Result<RouteList, ApiError> {
+    async fn routes_list(
+        &self,
+        limit: usize,
+        service: Option<&str>,
+        from: Option<&str>,
+    ) -> Result<RouteList, ApiError> {
         let service = service.map(|service| self.service_named(service)).transpose()?;
         let limit = limit.min(MOST_ROUTES);
-        let mut found = Vec::new();
-        for shard in 0..self.shared.cores.shards().len() {
-            let (farm, config) = (self.shared.farms.load_full(), Arc::clone(&self.shared.config));
-            let rest = limit + 1 - found.len();
-            let listed = self.visit(shard, move |visited, now| {
+        let mut at: Place = match from {
+            Some(from) => from.parse().map_err(|error: NoPlace| ApiError::BadRequest(error.to_string()))?,
+            None => Place::default(),
+        };
+        let farm = self.shared.farms.load_full();
+        let (mut found, mut looks) = (Vec::new(), 0);
+        // One more than wanted tells whether there are more. Whoever asked may be gone: then this future is dropped between two visits.
+        while at.shard < self.shared.cores.shards().len() && found.len() <= limit && looks < LOOKS_A_PAGE {
+            looks += 1;
+            let (farm, config) = (Arc::clone(&farm), Arc::clone(&self.shared.config));
+            let most = limit + 1 - found.len();
+            let look = move |visited: &Visited, now| {
                 let wanted = |flow: &Flow| {
                     service.is_none_or(|index| {
                         let service: &Service = &config.services[index];
@@ -326,17 +340,21 @@ impl UnitApi for Api {
                             && protocol_of(service) == flow.protocol
                     })
                 };
-                let all = routes::list(visited.forwarder(), &farm, &config, shard, millis(now));
-                all.filter(|route| wanted(&route.flow)).take(rest).collect::<Vec<_>>()
-            });
-            found.extend(listed.await?);
-            if found.len() > limit {
-                break;
-            }
+                routes::page(visited.forwarder(), &farm, at, most, wanted, millis(now))
+            };
+            let (seen, next) = self.visit(at.shard, look).await?;
+            found.extend(seen);
+            at = next;
         }
-        let more = found.len() > limit;
-        found.truncate(limit);
-        Ok(RouteList { routes: found, more })
+        if found.len() > limit
+            && let Some(extra) = found.pop()
+        {
+            at = extra.place;
+        }
+        let next = (at.shard < self.shared.cores.shards().len()).then(|| at.to_string());
+        let show = routes::Show::new(&farm, &self.shared.config);
+        let routes = found.iter().filter_map(|seen| show.one(seen, seen.place.shard)).collect();
+        Ok(RouteList { routes, more: next.is_some(), next })
     }
 
     async fn routes_count(&self) -> Result<RouteCount, ApiError> {
@@ -390,9 +408,7 @@ impl Api {
     async fn visit<T: Send + 'static>(
         &self,
         shard: usize,
-        look: impl FnOnce(&weir_dataplane::shard::Shard<crate::ports::PortQueue>, weir_identity::Moment) -> T
-        + Send
-        + 'static,
+        look: impl Fn(&Visited, Moment) -> T + Send + Sync + 'static,
     ) -> Result<T, ApiError> {
         let shared = Arc::clone(&self.shared);
         let visited = tokio::task::spawn_blocking(move || shared.cores.visit(shard, look)).await;
@@ -470,5 +486,7 @@ fn millis(now: weir_identity::Moment) -> u32 {
     now.0 as u32
 }
 
-/// A longer list would keep a core from forwarding for too long.
+/// Routes of one page.
 const MOST_ROUTES: usize = 10_000;
+/// Visits to cores for one page: a filter that finds little must not keep a request for long.
+const LOOKS_A_PAGE: usize = 512;

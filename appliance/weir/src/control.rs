@@ -26,6 +26,7 @@ use crate::allotments::Standings;
 use crate::api::Api;
 use crate::core_thread::{Cores, uptime};
 use crate::knowledge::Knowledge;
+use crate::retired::Published;
 
 /// All that a running unit consists of.
 pub struct Unit {
@@ -82,14 +83,14 @@ pub struct Shared {
     /// The latest changes of health, newest first.
     pub recent: Mutex<VecDeque<Change>>,
     /// Where cores find the farm.
-    pub farms: Arc<ArcSwap<Farm>>,
+    pub farms: Published<Farm>,
     /// The core threads.
     pub cores: Cores,
     /// The DPDK ports of each of the YAML's.
     pub ports: Vec<Vec<Port>>,
     /// The pool of all packet buffers.
     pub pool: Mempool,
-    standings: Arc<ArcSwap<Standings>>,
+    standings: Published<Standings>,
     /// What agents said, where the YAML has them.
     pub agents: std::sync::OnceLock<weir_health_link::Cache>,
 }
@@ -113,13 +114,13 @@ impl Shared {
     /// Makes a new farm and new standings of what is known now.
     fn publish(&self, knowledge: &mut Knowledge) {
         let generation = knowledge.next_generation();
-        self.farms.store(Arc::new(Farm::new(knowledge.farm())));
+        self.farms.store(Farm::new(knowledge.farm()));
         self.publish_standings(knowledge, generation);
     }
 
     fn publish_standings(&self, knowledge: &Knowledge, generation: u64) {
-        let handler = Arc::clone(&self.standings.load().handler);
-        self.standings.store(Arc::new(Standings::new(generation, knowledge.standings(), handler)));
+        let before = self.standings.load_full();
+        self.standings.store(before.next(generation, knowledge.standings()));
     }
 
     /// Sets what the operator wants of endpoints; those for which `which` says so. Returns each with what it was before.
@@ -170,10 +171,12 @@ impl Shared {
             let generation = knowledge.next_generation();
             return self.publish_standings(&knowledge, generation);
         }
-        let handler = Arc::clone(&self.standings.load().handler);
-        let mut handler = handler.lock();
-        for (service, endpoint, status) in loads {
-            handler.report(service, endpoint, status.capacity.into(), status.load.into());
+        let standings = self.standings.load_full();
+        for some in loads.chunks(REPORTS) {
+            let mut handler = standings.handler.lock();
+            for (service, endpoint, status) in some {
+                handler.report(*service, *endpoint, status.capacity.into(), status.load.into());
+            }
         }
     }
 
@@ -220,11 +223,11 @@ pub fn run(unit: Unit) -> Result<Arc<Shared>, ControlError> {
         incarnation,
         knowledge: Mutex::new(knowledge),
         recent: Mutex::new(VecDeque::new()),
-        farms,
+        farms: Published::new(farms),
         cores,
         ports,
         pool,
-        standings,
+        standings: Published::new(standings),
         agents: std::sync::OnceLock::new(),
     });
     runtime.block_on(serve(&shared, &failed, admin))?;
@@ -275,6 +278,8 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
                 if failed.load(Ordering::Acquire) {
                     break;
                 }
+                shared.farms.free();
+                shared.standings.free();
                 if let Some(mirror) = &mirror {
                     clients.resolve(shared, mirror);
                 }
@@ -417,5 +422,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Neighbours that the kernel is asked to keep resolved for packets' sake, at the most and for how long.
 const CLIENTS: usize = 1024;
 const CLIENT_KEPT: Duration = Duration::from_secs(600);
+/// Reports of load that the handler is told at once: meanwhile endpoints take turns.
+const REPORTS: usize = 64;
 /// Changes of health that are kept for `weirctl hosts`.
 const RECENT: usize = 64;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use core_affinity::CoreId;
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use tracing::{error, warn};
@@ -209,7 +209,7 @@ impl Cores {
         totals
     }
 
-    /// Has `look` done with a shard on its own core and returns what it found.
+    /// Has `look` done with a shard on its own core and returns what it found; on its next core, if it moves meanwhile.
     ///
     /// # Errors
     ///
@@ -217,16 +217,27 @@ impl Cores {
     pub fn visit<T: Send + 'static>(
         &self,
         shard: usize,
-        look: impl FnOnce(&Shard<PortQueue>, Moment) -> T + Send + 'static,
+        look: impl Fn(&Shard<PortQueue>, Moment) -> T + Send + Sync + 'static,
     ) -> Result<T, AskError> {
-        let places = self.places.lock();
-        let core = *places.get(shard).ok_or(AskError::NoShard(shard))?;
-        let (answer, found) = bounded(1);
-        let visit = move |shard: &Shard<PortQueue>, now| {
-            let _ = answer.send(look(shard, now));
-        };
-        self.send(core, Command::Visit(shard, Box::new(visit)));
-        found.recv_timeout(PATIENCE).map_err(|_| AskError::Silent(self.handles[core].cpu))
+        let look = Arc::new(look);
+        let mut asked = 0;
+        for _ in 0..VISITS {
+            // Nobody has to wait for the lock until the core answers: it is held only by a move, whose end is to be waited for here.
+            asked = *self.places.lock().get(shard).ok_or(AskError::NoShard(shard))?;
+            let (answer, found) = bounded(1);
+            let look = Arc::clone(&look);
+            let visit = move |shard: &Shard<PortQueue>, now| {
+                let _ = answer.send(look(shard, now));
+            };
+            self.send(asked, Command::Visit(shard, Box::new(visit)));
+            match found.recv_timeout(PATIENCE) {
+                Ok(found) => return Ok(found),
+                Err(RecvTimeoutError::Timeout) => break,
+                // The core has the shard no more: it dropped the visit.
+                Err(RecvTimeoutError::Disconnected) => {}
+            }
+        }
+        Err(AskError::Silent(self.handles[asked].cpu))
     }
 
     /// Moves a shard to the core on `cpu` while it forwards; returns the CPU it was on.
@@ -465,5 +476,7 @@ const SHORTEST_NAP: Duration = Duration::from_micros(10);
 const LONGEST_NAP: Duration = Duration::from_micros(200);
 /// Time has to go on for expiry, even without packets.
 const LONGEST_POLL: Duration = Duration::from_millis(10);
+/// Cores that are asked for a shard that moves.
+const VISITS: usize = 4;
 /// How long a core may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -216,9 +216,11 @@ impl Knowledge {
     /// What allotments are made from.
     #[must_use]
     pub fn standings(&self) -> Vec<ServiceStanding> {
-        let services = self.config.services.iter().enumerate();
+        let mut of_service = vec![Vec::new(); self.config.services.len()];
+        self.known().for_each(|(id, known)| of_service[known.service].push((id, known)));
+        let services = self.config.services.iter().zip(of_service);
         services
-            .map(|(index, service)| ServiceStanding {
+            .map(|(service, endpoints)| ServiceStanding {
                 service: service.id,
                 policy: Policy {
                     select: match service.select {
@@ -237,9 +239,8 @@ impl Knowledge {
                     max_age: service.max_age,
                     lifetime: service.max_age,
                 },
-                standings: self
-                    .known()
-                    .filter(|(_, known)| known.service == index)
+                standings: endpoints
+                    .into_iter()
                     .map(|(id, known)| {
                         let settings = &service.endpoints[known.endpoint];
                         Standing {

@@ -15,6 +15,7 @@ pub mod core_thread;
 pub mod knowledge;
 pub mod ports;
 pub mod replay;
+pub mod retired;
 pub mod routes;
 pub mod twin;
 pub mod twin_peers;

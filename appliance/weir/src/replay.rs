@@ -259,6 +259,7 @@ impl Bench {
         };
         let (mut shards, mut seats) = core.into_parts();
         let mut routes = Vec::new();
+        let show = crate::routes::Show::new(&farm, &config);
         for shard in &mut shards {
             shard.publish();
             shard.published().counters().for_each(|(name, value)| count(name, value));
@@ -266,7 +267,8 @@ impl Bench {
                 *drops.entry(reason.name()).or_insert(0) += value;
             }
             let millis = u32::try_from(now.0 & u64::from(u32::MAX)).unwrap_or(0);
-            routes.extend(crate::routes::list(shard.forwarder(), &farm, &config, shard.number(), millis));
+            let seen = crate::routes::list(shard.forwarder(), &farm, shard.number(), millis);
+            routes.extend(seen.iter().filter_map(|seen| show.one(seen, shard.number())));
         }
         for seat in &mut seats {
             seat.publish();

@@ -190,6 +190,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     )?;
     // What waits for twins ends with the shards.
     drop(ends);
+    // The first farm is to be freed like all others, once nobody reads it.
+    drop(assembly);
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &farms, &failed)?;

@@ -154,7 +154,7 @@ pub(crate) enum RouteAction {
         #[arg(long, default_value = "tcp")]
         protocol: Protocol,
     },
-    /// Some routes, in no order
+    /// Some routes, in no order; it may take a while in a large table
     List {
         /// Most routes to print
         #[arg(long, default_value_t = 100, value_name = "N")]

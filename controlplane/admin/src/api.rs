@@ -41,11 +41,12 @@ pub trait UnitApi: Send + Sync + 'static {
     /// The routes of one connection, both directions where the mode has both.
     fn routes_lookup(&self, flow: Flow) -> impl Future<Output = Result<RouteLookup, ApiError>> + Send;
 
-    /// At most `limit` routes, of one service (name or id) or of all.
+    /// A page of at most `limit` routes, of one service (name or id) or of all; `from` is [`RouteList::next`] of the page before.
     fn routes_list(
         &self,
         limit: usize,
         service: Option<&str>,
+        from: Option<&str>,
     ) -> impl Future<Output = Result<RouteList, ApiError>> + Send;
 
     /// How many routes there are, by shard.
@@ -609,13 +610,16 @@ pub struct RouteLookup {
     pub routes: Vec<RouteEntry>,
 }
 
-/// Some routes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A page of routes. It may have fewer than were asked for, even none, and others may follow: a unit looks at so much of its tables at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RouteList {
-    /// In no order.
+    /// In no order. A route that changes its place between two pages may be on both of them, or on none.
     pub routes: Vec<RouteEntry>,
-    /// Whether there are more than the limit allowed.
+    /// Whether this was not all.
     pub more: bool,
+    /// Where the next page begins; absent if this was the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// How many routes there are.

@@ -83,13 +83,38 @@ impl Client {
         self.get(&format!("/v1/routes/lookup?client={client}&vip={vip}&protocol={}", flow.protocol))
     }
 
-    /// [`crate::UnitApi::routes_list`].
+    /// [`crate::UnitApi::routes_list`]: one page.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn routes_page(
+        &self,
+        limit: usize,
+        service: Option<&str>,
+        from: Option<&str>,
+    ) -> Result<Reply<RouteList>, ClientError> {
+        let service = service.map(|s| format!("&service={}", encode(s))).unwrap_or_default();
+        let from = from.map(|from| format!("&from={}", encode(from))).unwrap_or_default();
+        self.get(&format!("/v1/routes?limit={limit}{service}{from}"))
+    }
+
+    /// At most `limit` routes, page by page. The JSON of several pages is that of one.
     ///
     /// # Errors
     /// As [`Client::status`].
     pub fn routes_list(&self, limit: usize, service: Option<&str>) -> Result<Reply<RouteList>, ClientError> {
-        let service = service.map(|s| format!("&service={}", encode(s))).unwrap_or_default();
-        self.get(&format!("/v1/routes?limit={limit}{service}"))
+        let mut all = self.routes_page(limit.min(PAGE), service, None)?;
+        while let Some(from) = all.value.next.clone().filter(|_| all.value.routes.len() < limit) {
+            let left = limit - all.value.routes.len();
+            let Reply { mut value, .. } = self.routes_page(left.min(PAGE), service, Some(&from))?;
+            all.value.routes.append(&mut value.routes);
+            (all.value.more, all.value.next) = (value.more, value.next);
+            all.json.clear();
+        }
+        if all.json.is_empty() {
+            all.json = serde_json::to_string(&all.value).map_err(ClientError::Encode)?;
+        }
+        Ok(all)
     }
 
     /// [`crate::UnitApi::routes_count`].
@@ -332,7 +357,9 @@ fn encode(text: &str) -> String {
 
 /// A unit answers within milliseconds; a core that hangs is reported by the unit itself well before this.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest list of routes stays far below.
+/// Routes of one page.
+const PAGE: usize = 10_000;
+/// The largest page of routes stays far below.
 const MAX_RESPONSE_BYTES: u64 = 256 * 1024 * 1024;
 
 #[cfg(test)]

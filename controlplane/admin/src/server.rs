@@ -233,6 +233,8 @@ struct ListQuery {
     limit: Option<usize>,
     /// A service's name or id; absent: all.
     service: Option<String>,
+    /// `next` of the page before; absent: the first page.
+    from: Option<String>,
 }
 
 async fn routes_list<A: UnitApi>(
@@ -244,7 +246,7 @@ async fn routes_list<A: UnitApi>(
     if limit == 0 || limit > MAX_LIMIT {
         return Err(ApiError::BadRequest(format!("limit {limit} is not within 1 and {MAX_LIMIT}")).into());
     }
-    answer(api.routes_list(limit, query.service.as_deref()).await)
+    answer(api.routes_list(limit, query.service.as_deref(), query.from.as_deref()).await)
 }
 
 async fn routes_count<A: UnitApi>(State(api): State<Arc<A>>) -> Answer<impl Serialize> {
@@ -328,7 +330,7 @@ const BACKLOG: i32 = 64;
 const MAX_REQUEST_BYTES: usize = 16 * 1024;
 /// Routes in a list when nothing is said.
 const DEFAULT_LIMIT: usize = 100;
-/// Most routes in a list: a snapshot of this size costs a core some milliseconds.
+/// Most routes in a page.
 const MAX_LIMIT: usize = 100_000;
 
 #[cfg(test)]
@@ -401,7 +403,7 @@ mod tests {
         async fn routes_lookup(&self, _: Flow) -> Result<RouteLookup, ApiError> {
             Err(ApiError::Stopping)
         }
-        async fn routes_list(&self, _: usize, _: Option<&str>) -> Result<RouteList, ApiError> {
+        async fn routes_list(&self, _: usize, _: Option<&str>, _: Option<&str>) -> Result<RouteList, ApiError> {
             Err(ApiError::Stopping)
         }
         async fn routes_count(&self) -> Result<RouteCount, ApiError> {

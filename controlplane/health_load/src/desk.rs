@@ -8,7 +8,8 @@ use weir_identity::{EndpointId, Moment};
 
 use crate::handler::{Allotment, Demand, Handler};
 
-/// A handler that several classifiers ask. They hold it only while they deal, and never wait for it while they have an allotment.
+/// A handler that several classifiers ask. They hold it only while they deal, and never wait for it: while somebody else has it, endpoints
+/// take turns.
 pub type SharedHandler = Arc<Mutex<Handler>>;
 
 /// The way to a handler.
@@ -39,9 +40,9 @@ impl Desk {
         Desk { shared: handler.is_some(), handler: handler.unwrap_or_default() }
     }
 
-    /// The handler, however long it takes.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Handler> {
-        self.handler.lock()
+    /// The handler, if it is the classifier's own, so that nobody else can have it.
+    pub(crate) fn own(&self) -> Option<MutexGuard<'_, Handler>> {
+        (!self.shared).then(|| self.handler.lock())
     }
 
     /// The handler, unless somebody else has it.
@@ -49,14 +50,24 @@ impl Desk {
         self.handler.try_lock()
     }
 
-    /// Gives back what is left of an allotment and gets another for it; false if the handler is busy and there was something.
-    pub(crate) fn renew(&self, demand: Demand, ledger: &mut Ledger, now: Moment, allotment: &mut Allotment) -> bool {
+    /// Gives back what is left of an allotment and gets another for it; false if somebody else has the handler.
+    pub(crate) fn renew(
+        &self,
+        demand: Demand,
+        ledger: &mut Ledger,
+        now: Moment,
+        (allotment, unsettled): (&mut Allotment, &mut Allotment),
+    ) -> bool {
         let soon = (0..TRIES).find_map(|_| {
             std::hint::spin_loop();
             self.try_lock()
         });
-        let Some(mut handler) = soon.or_else(|| allotment.shares.is_empty().then(|| self.lock())) else { return false };
+        let Some(mut handler) = soon else { return false };
         ledger.tell(&mut handler, demand, now);
+        if !unsettled.shares.is_empty() {
+            handler.settle(demand, unsettled);
+            unsettled.clear();
+        }
         handler.settle(demand, allotment);
         handler.grant(demand, now, allotment);
         true
@@ -104,5 +115,5 @@ impl Ledger {
     }
 }
 
-/// How often one looks whether the handler is free: a grant among a few endpoints takes less than a microsecond.
-const TRIES: usize = 100;
+/// How often one looks whether the handler is free: another classifier's grant among a few endpoints takes less than a microsecond.
+const TRIES: usize = 32;

@@ -1,14 +1,13 @@
 //! The health & load handler: turns the standings of a service into allotments for classifiers.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use weir_identity::{EndpointId, Moment, ServiceId};
 
 use crate::demand::Askers;
-use crate::expected::Expected;
 use crate::standing::{Policy, Select, ServiceStanding, Standing};
+use crate::stock::Stock;
 
 /// A classifier asks for an allotment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +29,8 @@ pub struct Share {
     pub amount: u32,
 }
 
-/// What a handler grants a classifier: one share for each endpoint that fits, in the operator's order.
+/// What a handler grants a classifier: one share for each endpoint that fits, in the operator's order; in a service of more than 64
+/// endpoints for those of one part of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Allotment {
     /// The shares, also those of no token.
@@ -62,6 +62,9 @@ impl Allotment {
 /// endpoint, but where nothing is free, which must not stop the service: then it is one token for each sixteen endpoints, at least one,
 /// for those that are least beyond their capacity.
 ///
+/// A service of more than 64 endpoints is granted in parts of at most 64, each in its turn, so that a grant costs the same in every farm. There
+/// a grant is 16 tokens at least, also where less is free: so many are nothing beside what thousands of hosts can take.
+///
 /// Where nobody says a load, tokens are dealt along the capacities. In both, over many grants every endpoint gets its exact part: what
 /// rounding kept from one is owed to it, and so is what a classifier had to give back unspent because it was too old
 /// ([`Handler::settle`]). Else a service with few connections would only ever use the first tokens of each allotment, those of the
@@ -74,36 +77,12 @@ pub struct Handler {
 #[derive(Debug, Default)]
 struct Served {
     policy: Policy,
-    /// All endpoints, and where each is.
-    known: Vec<Expected>,
+    /// Where each endpoint is in the stock.
     places: HashMap<EndpointId, usize>,
-    /// The endpoints that fit, in the operator's order.
-    fit: Vec<Fit>,
-    weights: u64,
-    /// Some of them say their load.
+    stock: Stock,
+    /// Some of the endpoints that fit say their load.
     live: bool,
-    /// What a connection costs of a capacity.
-    cost: f64,
     askers: Askers,
-    /// Who comes first when the last tokens are dealt out: scratch of a grant.
-    by_rest: Vec<(Reverse<i128>, usize, usize)>,
-}
-
-#[derive(Debug)]
-struct Fit {
-    endpoint: EndpointId,
-    /// Its place among all endpoints.
-    place: usize,
-    /// By its standing.
-    standing: u32,
-    /// In the latest grant.
-    weight: u32,
-    /// Parts of a token that earlier grants kept from it (or, below zero, gave it ahead of the others).
-    owed: i128,
-    /// What it may claim of the grant in the making.
-    claim: i128,
-    /// Connections that it can still take, in the latest grant.
-    room: f64,
 }
 
 impl Handler {
@@ -122,10 +101,18 @@ impl Handler {
         if changes {
             served.rebuild(known);
         }
-        for standing in &known.standings {
-            served.say(standing.endpoint, standing.capacity, standing.load);
+        for (place, standing) in known.standings.iter().enumerate() {
+            // They are in the order of the standings, unless those that do not fit have changed places.
+            if served.stock.is_at(place, standing.endpoint) {
+                served.stock.say(place, standing.capacity, standing.load);
+            } else {
+                served.say(standing.endpoint, standing.capacity, standing.load);
+            }
         }
-        served.live = served.fit.iter().any(|fit| served.known[fit.place].load().is_some());
+        served.live = served.stock.is_live();
+        if changes {
+            served.stock.look_at_all();
+        }
         changes
     }
 
@@ -136,7 +123,7 @@ impl Handler {
             let weight = |standing: &Standing| (standing.endpoint, standing.weight(known.policy.select));
             served.policy != known.policy
                 || served.places.len() != known.standings.len()
-                || !served.fit.iter().map(|f| (f.endpoint, f.standing)).eq(fit(&known.standings).map(weight))
+                || !served.stock.fit.iter().map(|f| (f.endpoint, f.standing)).eq(fit(&known.standings).map(weight))
         })
     }
 
@@ -157,10 +144,7 @@ impl Handler {
         let Some(served) = self.services.get_mut(&demand.service) else { return };
         let Some(&place) = served.places.get(&endpoint) else { return };
         let spent = served.askers.spend(demand.rotation, place, began, now);
-        let expected = &mut served.known[place];
-        expected.advance(served.cost, now);
-        expected.release(spent);
-        expected.count(began, ended);
+        served.stock.count(place, (began, ended), spent, now);
     }
 
     /// Grants an allotment into `allotment`, whose room is used again; false (and no share) if no endpoint fits.
@@ -169,7 +153,7 @@ impl Handler {
     pub fn grant(&mut self, demand: Demand, now: Moment, allotment: &mut Allotment) -> bool {
         allotment.clear();
         allotment.granted = now;
-        let Some(served) = self.services.get_mut(&demand.service).filter(|served| !served.fit.is_empty()) else {
+        let Some(served) = self.services.get_mut(&demand.service).filter(|served| served.stock.len() > 0) else {
             return false;
         };
         allotment.valid = match served.policy.select {
@@ -178,13 +162,12 @@ impl Handler {
             Select::Hash | Select::RoundRobin | Select::LeastConnection => Duration::MAX,
         };
         if served.policy.select != Select::Tokens {
-            let shares = served.fit.iter().map(|f| Share { endpoint: f.endpoint, amount: f.standing });
+            let shares = served.stock.fit.iter().map(|f| Share { endpoint: f.endpoint, amount: f.standing });
             allotment.shares.extend(shares);
         } else if served.live {
             served.deal_free(demand, now, allotment);
         } else {
-            served.along_capacities();
-            served.deal(served.at_least(demand.tokens), demand.rotation, &mut allotment.shares);
+            served.stock.deal_capacities(served.at_least(demand.tokens), demand.rotation, &mut allotment.shares);
         }
         true
     }
@@ -194,14 +177,10 @@ impl Handler {
     /// Call it before the [`Handler::update`] that voids the allotment; one of other endpoints is ignored.
     pub fn settle(&mut self, demand: Demand, left: &Allotment) {
         let Some(served) = self.services.get_mut(&demand.service) else { return };
-        served.askers.take_back(demand.rotation, |place, tokens| served.known[place].release(tokens));
-        if !served.fit.iter().map(|f| f.endpoint).eq(left.shares.iter().map(|share| share.endpoint)) {
-            return;
-        }
-        let unspent: i128 = left.shares.iter().map(|share| i128::from(share.amount)).sum();
-        for (i, share) in left.shares.iter().enumerate() {
-            let part = served.part(unspent * TOKEN, i);
-            served.fit[i].owed += i128::from(share.amount) * TOKEN - part;
+        served.askers.take_back(demand.rotation, |place, tokens| served.stock.release(place, tokens));
+        let first = left.shares.first().and_then(|share| served.places.get(&share.endpoint));
+        if let Some(place) = first {
+            served.stock.settle(*place, &left.shares);
         }
     }
 }
@@ -209,160 +188,38 @@ impl Handler {
 impl Served {
     /// Begins anew with other endpoints, another policy or other weights.
     fn rebuild(&mut self, known: &ServiceStanding) {
-        let owed: HashMap<EndpointId, i128> = self.fit.iter().map(|f| (f.endpoint, f.owed)).collect();
         self.askers.clear();
         self.policy = known.policy;
-        self.cost = self.cost.max(LEAST_COST);
-        let was: HashMap<EndpointId, Expected> =
-            self.places.drain().map(|(endpoint, place)| (endpoint, self.known[place].clone())).collect();
-        self.known.clear();
-        for (place, standing) in known.standings.iter().enumerate() {
-            let mut expected = was.get(&standing.endpoint).cloned().unwrap_or_else(|| Expected::new(Moment(0)));
-            expected.release(u32::MAX);
-            self.known.push(expected);
-            self.places.insert(standing.endpoint, place);
-        }
-        self.fit = fit(&known.standings)
-            .map(|standing| Fit {
-                endpoint: standing.endpoint,
-                place: self.places[&standing.endpoint],
-                standing: standing.weight(known.policy.select),
-                weight: standing.capacity,
-                owed: owed.get(&standing.endpoint).copied().unwrap_or(0),
-                claim: 0,
-                room: 0.0,
-            })
-            .collect();
-        self.along_capacities();
-        self.limit_debts(self.at_least(0));
+        self.places = (0..).zip(&known.standings).map(|(place, standing)| (standing.endpoint, place)).collect();
+        let tokens = at_least(0, &self.policy, fit(&known.standings).count());
+        self.stock.rebuild(known, tokens);
     }
 
     fn say(&mut self, endpoint: EndpointId, capacity: u32, load: Option<u32>) {
         if let Some(&place) = self.places.get(&endpoint) {
-            self.known[place].say(capacity, load);
+            self.stock.say(place, capacity, load);
         }
     }
 
-    fn along_capacities(&mut self) {
-        self.fit.iter_mut().for_each(|fit| fit.weight = fit.standing);
-        self.weights = self.fit.iter().map(|f| u64::from(f.weight)).sum();
-    }
-
-    /// One token for each endpoint at least: else a farm of thousands would need a grant for every few connections.
     fn at_least(&self, tokens: u32) -> u32 {
-        tokens.max(self.policy.tokens).max(u32::try_from(self.fit.len()).unwrap_or(u32::MAX))
-    }
-
-    /// The part of `total` that is due to an endpoint by its weight.
-    fn part(&self, total: i128, i: usize) -> i128 {
-        total * i128::from(self.fit[i].weight) / i128::from(self.weights.max(1))
-    }
-
-    /// Nobody is owed more than one grant's worth: old debts must not flood an endpoint that has become small.
-    fn limit_debts(&mut self, tokens: u32) {
-        for i in 0..self.fit.len() {
-            let most = self.part(i128::from(tokens) * TOKEN, i).max(TOKEN);
-            self.fit[i].owed = self.fit[i].owed.clamp(-most, most);
-        }
+        at_least(tokens, &self.policy, self.stock.len())
     }
 
     /// Deals out a classifier's part of what is free by what the hosts say.
     fn deal_free(&mut self, demand: Demand, now: Moment, allotment: &mut Allotment) {
-        let known = &mut self.known;
-        self.askers.expire(now, |place, tokens| known[place].release(tokens));
-        self.askers.take_back(demand.rotation, |place, tokens| known[place].release(tokens));
-        self.learn_cost(now);
-        let mut free = 0.0;
-        for fit in &mut self.fit {
-            fit.room = self.known[fit.place].free(self.cost);
-            free += fit.room.max(0.0);
-            fit.weight = whole(fit.room * FINE);
-        }
-        self.weights = self.fit.iter().map(|f| u64::from(f.weight)).sum();
+        let stock = &mut self.stock;
+        self.askers.expire(now, |place, tokens| stock.release(place, tokens));
+        self.askers.take_back(demand.rotation, |place, tokens| stock.release(place, tokens));
         let part = self.askers.part(demand.rotation, now);
-        let tokens = whole((free * part / FRESH).max(free.min(1.0))).min(self.at_least(demand.tokens));
-        if tokens > 0 {
-            self.limit_debts(tokens);
-            self.deal(tokens, demand.rotation, &mut allotment.shares);
-            for (fit, share) in self.fit.iter().zip(&mut allotment.shares) {
-                share.amount = share.amount.min(whole(fit.room.ceil()));
-            }
-        }
-        if allotment.shares.iter().all(|share| share.amount == 0) {
-            allotment.shares.clear();
-            self.deal_slack(demand.rotation, &mut allotment.shares);
-        }
-        let held = self.fit.iter().zip(&allotment.shares).filter(|(_, share)| share.amount > 0);
-        let held = held.map(|(fit, share)| (fit.place, share.amount));
-        held.clone().for_each(|(place, tokens)| self.known[place].hold(tokens));
+        let most = at_least(demand.tokens, &self.policy, stock.len());
+        let held = stock.deal_free((part, most), demand.rotation, now, &mut allotment.shares);
         self.askers.hold(demand.rotation, held, now.after(allotment.valid), now);
     }
+}
 
-    /// What a connection costs: all load that there is, by all connections that it shows; at first a unit of capacity.
-    ///
-    /// Load that is not ours (another unit's) makes ours look dear, and so leaves us our part of what is free.
-    fn learn_cost(&mut self, now: Moment) {
-        let (mut load, mut seen, mut capacity) = (1.0, 1.0, 0.0_f64);
-        for fit in &self.fit {
-            let expected = &mut self.known[fit.place];
-            expected.advance(self.cost, now);
-            capacity = capacity.max(expected.capacity());
-            if let Some(said) = expected.load() {
-                load += said;
-                seen += expected.seen();
-            }
-        }
-        self.cost = (load / seen).clamp(LEAST_COST, capacity.max(LEAST_COST));
-    }
-
-    /// Nothing is free: a few tokens all the same, for those that are least beyond their capacity.
-    fn deal_slack(&mut self, rotation: u32, shares: &mut Vec<Share>) {
-        self.by_rest.clear();
-        for ((i, fit), rank) in self.fit.iter().enumerate().zip(ranks(self.fit.len(), rotation)) {
-            shares.push(Share { endpoint: fit.endpoint, amount: 0 });
-            let beyond = -fit.room / self.known[fit.place].capacity().max(1.0);
-            #[expect(clippy::cast_possible_truncation, reason = "it saturates, and only the order counts")]
-            let beyond = (beyond * 1e9) as i128;
-            self.by_rest.push((Reverse(-beyond), rank, i));
-        }
-        let last = self.fit.len().div_ceil(SLACK) - 1;
-        self.by_rest.select_nth_unstable(last);
-        self.by_rest[..=last].iter().for_each(|(.., i)| shares[*i].amount = 1);
-    }
-
-    /// Deals out exactly `tokens` tokens by weight and by what is owed, the last ones by largest remainder.
-    fn deal(&mut self, tokens: u32, rotation: u32, shares: &mut Vec<Share>) {
-        let total = i128::from(tokens) * TOKEN;
-        let mut claimed = 0;
-        for i in 0..self.fit.len() {
-            // Who has no room has no claim, whatever it is owed.
-            let owed = if self.fit[i].weight > 0 { self.fit[i].owed } else { 0 };
-            self.fit[i].claim = owed + self.part(total, i);
-            claimed += self.fit[i].claim.max(0);
-        }
-        self.by_rest.clear();
-        let mut left = tokens;
-        let ranks = ranks(self.fit.len(), rotation);
-        for ((i, fit), rank) in self.fit.iter().enumerate().zip(ranks) {
-            let exact = fit.claim.max(0) * total / claimed.max(1);
-            let amount = u32::try_from(exact / TOKEN).unwrap_or(u32::MAX).min(left);
-            left -= amount;
-            shares.push(Share { endpoint: fit.endpoint, amount });
-            if fit.weight > 0 {
-                self.by_rest.push((Reverse(exact % TOKEN), rank, i));
-            }
-        }
-        while let Some(last) = usize::try_from(left).unwrap_or(usize::MAX).min(self.by_rest.len()).checked_sub(1) {
-            self.by_rest.select_nth_unstable(last);
-            for (.., i) in &self.by_rest[..=last] {
-                shares[*i].amount += 1;
-                left -= 1;
-            }
-        }
-        for (fit, share) in self.fit.iter_mut().zip(shares) {
-            fit.owed = fit.claim - i128::from(share.amount) * TOKEN;
-        }
-    }
+/// One token for each endpoint at least: else a farm of thousands would need a grant for every few connections.
+fn at_least(tokens: u32, policy: &Policy, fit: usize) -> u32 {
+    tokens.max(policy.tokens).max(u32::try_from(fit).unwrap_or(u32::MAX))
 }
 
 /// The endpoints that get new connections: the backups only if no other does.
@@ -388,23 +245,6 @@ pub(crate) fn ranks(n: usize, rotation: u32) -> impl Iterator<Item = usize> {
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
-
-/// What there is of it in whole numbers.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates at both ends")]
-fn whole(value: f64) -> u32 {
-    value as u32
-}
-
-/// A token in the parts that are counted.
-const TOKEN: i128 = 1 << 20;
-/// A connection's room in the parts that are weighed.
-const FINE: f64 = 1024.0;
-/// No grant is more than one of so many parts of what is free: the next one knows what has ended meanwhile.
-const FRESH: f64 = 4.0;
-/// Where nothing is free, one of so many endpoints gets a token.
-const SLACK: usize = 16;
-/// A connection costs at least this of a capacity.
-const LEAST_COST: f64 = 0.001;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -584,6 +424,77 @@ pub(crate) mod tests {
         assert_eq!(given, [10, 10, 10]);
     }
 
+    /// Takes so many tokens one by one, and gives back what was not needed of each grant.
+    fn spend(handler: &mut Handler, rotation: u32, takes: usize, per_grant: usize, used: &mut [u32], now: Moment) {
+        let demand = Demand { rotation, ..demand(0) };
+        let mut allotment = Allotment::default();
+        let mut left = takes;
+        while left > 0 {
+            assert!(handler.grant(demand, now, &mut allotment));
+            let mut of_grant = per_grant.min(left);
+            while let Some(share) = allotment.shares.iter_mut().filter(|s| s.amount > 0).max_by_key(|s| s.amount)
+                && of_grant > 0
+            {
+                share.amount -= 1;
+                used[share.endpoint.index()] += 1;
+                handler.count(demand, share.endpoint, 1, 0, now);
+                (of_grant, left) = (of_grant - 1, left - 1);
+            }
+            handler.settle(demand, &allotment);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_great_service_are_fair_whatever_is_spent_of_each_grant() {
+        let capacities: Vec<u32> = (0..1_000).map(|i| 1 + i % 97).collect();
+        let whole: u32 = capacities.iter().sum();
+        for per_grant in [1, 7, 64, usize::MAX] {
+            let mut handler = Handler::new();
+            handler.update(&service(Policy::default(), &capacities));
+            let mut used = vec![0; capacities.len()];
+            spend(&mut handler, 0, 50_000, per_grant, &mut used, Moment(0));
+            for (used, capacity) in used.iter().zip(&capacities) {
+                let due = 50_000.0 * f64::from(*capacity) / f64::from(whole);
+                // A part waits for its turn, and within it an endpoint for a grant.
+                assert!((f64::from(*used) - due).abs() <= 0.02 * due + 3.0, "{used} of {due} by {per_grant}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_great_service_that_is_full_serves_whoever_is_least_beyond() {
+        let mut known = service(Policy::default(), &vec![80; 1_000]);
+        known.standings.iter_mut().for_each(|standing| standing.load = Some(80));
+        let mut handler = Handler::new();
+        handler.update(&known);
+        let mut used = vec![0; 1_000];
+        spend(&mut handler, 0, 5_000, usize::MAX, &mut used, Moment(0));
+        assert!(used.iter().all(|used| (4..=6).contains(used)), "{used:?}");
+        // Where one part gets free again everything goes there, but no more than it can take.
+        for i in 200..260 {
+            handler.report(SERVICE, EndpointId(i), 80, 40);
+        }
+        let before = used.clone();
+        spend(&mut handler, 1, 16, usize::MAX, &mut used, Moment(0));
+        let there: u32 = (200..260).map(|i| used[i] - before[i]).sum();
+        assert_eq!(there, 16);
+    }
+
+    #[test]
+    fn a_report_of_one_host_among_thousands_is_seen_by_the_next_grants() {
+        let mut known = service(Policy::default(), &vec![80; 2_000]);
+        known.standings.iter_mut().for_each(|standing| standing.load = Some(79));
+        let mut handler = Handler::new();
+        handler.update(&known);
+        let mut used = vec![0; 2_000];
+        spend(&mut handler, 0, 3_000, usize::MAX, &mut used, Moment(0));
+        handler.report(SERVICE, EndpointId(1_234), 80, 80);
+        handler.count(demand(0), EndpointId(1_234), 200, 0, Moment(0));
+        used.fill(0);
+        spend(&mut handler, 0, 10_000, usize::MAX, &mut used, Moment(0));
+        assert!(used[1_234] == 0 && used.iter().filter(|used| **used > 0).count() == 1_999, "{}", used[1_234]);
+    }
+
     proptest! {
         #[test]
         fn no_grant_exceeds_what_is_free(
@@ -602,15 +513,18 @@ pub(crate) mod tests {
                 let served = &handler.services[&SERVICE];
                 let given: u32 = allotment.shares.iter().map(|share| share.amount).sum();
                 prop_assert!(given > 0, "it goes on whatever the load");
-                let free: f64 = served.fit.iter().map(|fit| fit.room.max(0.0)).sum();
-                prop_assert!(f64::from(given) <= free.max(1.0), "{} of {}", given, free);
-                for (fit, share) in served.fit.iter().zip(&allotment.shares) {
+                // What it holds by now is no room any more.
+                let rooms = served.stock.fit.iter().zip(&allotment.shares);
+                let rooms: Vec<f64> = rooms.map(|(fit, share)| (fit.room + f64::from(share.amount)).max(0.0)).collect();
+                let free: f64 = rooms.iter().sum();
+                prop_assert!(f64::from(given) <= free.max(1.0) + 1e-6, "{} of {}", given, free);
+                for (room, share) in rooms.iter().zip(&allotment.shares) {
                     let is_slack = given == 1 && share.amount == 1;
-                    prop_assert!(is_slack || f64::from(share.amount) < fit.room.max(0.0) + 1.0);
+                    prop_assert!(is_slack || f64::from(share.amount) < room + 1.0);
                 }
                 // What all of them hold is what the handler counts.
                 let held: u32 = served.askers.held();
-                let counted: u32 = served.known.iter().map(|expected| expected.held()).sum();
+                let counted: u32 = served.stock.held();
                 prop_assert_eq!(held, counted);
             }
         }

@@ -6,7 +6,6 @@ use hashbrown::HashMap;
 use weir_identity::EndpointId;
 
 use crate::desk::Ledger;
-use crate::standing::Standing;
 
 /// Endpoints by their connections; equals in turn.
 #[derive(Debug, Default)]
@@ -27,18 +26,33 @@ struct Place {
 
 impl LeastConnection {
     /// Begins anew with those that fit and the connections that they have. The `rotation`th comes first among equals.
-    pub(crate) fn rebuild<'a>(&mut self, fit: impl Iterator<Item = &'a Standing>, ledger: &Ledger, rotation: u32) {
+    pub(crate) fn rebuild(&mut self, weights: &[(EndpointId, u32)], ledger: &Ledger, rotation: u32) {
         self.order.clear();
         self.places.clear();
-        let fit: Vec<&Standing> = fit.collect();
-        for (standing, rank) in fit.iter().zip(crate::handler::ranks(fit.len(), rotation)) {
-            let fill = fill(ledger.live(standing.endpoint), standing.capacity);
+        for (&(endpoint, weight), rank) in weights.iter().zip(crate::handler::ranks(weights.len(), rotation)) {
+            let fill = fill(ledger.live(endpoint), weight);
             let turn = self.turn + u64::try_from(rank).unwrap_or(u64::MAX);
-            let place = Place { fill, turn, endpoint: standing.endpoint };
-            self.order.insert(place);
-            self.places.insert(standing.endpoint, (standing.capacity, place));
+            self.insert(weight, Place { fill, turn, endpoint });
         }
-        self.turn += u64::try_from(fit.len()).unwrap_or(u64::MAX);
+        self.turn += u64::try_from(weights.len()).unwrap_or(u64::MAX);
+    }
+
+    /// Takes over some changes: a weight, or none for an endpoint that fits no more.
+    pub(crate) fn change(&mut self, changes: &[(EndpointId, Option<u32>)], ledger: &Ledger) {
+        for &(endpoint, weight) in changes {
+            if let Some((_, place)) = self.places.remove(&endpoint) {
+                self.order.remove(&place);
+            }
+            if let Some(weight) = weight {
+                self.turn += 1;
+                self.insert(weight, Place { fill: fill(ledger.live(endpoint), weight), turn: self.turn, endpoint });
+            }
+        }
+    }
+
+    fn insert(&mut self, weight: u32, place: Place) {
+        self.order.insert(place);
+        self.places.insert(place.endpoint, (weight, place));
     }
 
     /// Who has the fewest.
@@ -65,13 +79,15 @@ fn fill(live: u32, weight: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::tests::standings;
+
+    fn weights(weights: &[u32]) -> Vec<(EndpointId, u32)> {
+        (0..).map(EndpointId).zip(weights.iter().copied()).collect()
+    }
 
     #[test]
     fn connections_follow_the_weights_and_equals_take_turns() {
-        let standings = standings(&[50, 25, 25]);
         let mut scheme = LeastConnection::default();
-        scheme.rebuild(standings.iter(), &Ledger::default(), 0);
+        scheme.rebuild(&weights(&[50, 25, 25]), &Ledger::default(), 0);
         let mut live = [0u32; 3];
         for _ in 0..100 {
             let endpoint = scheme.take(None).unwrap();
@@ -92,19 +108,20 @@ mod tests {
 
     #[test]
     fn whoever_loses_connections_is_next() {
-        let standings = standings(&[10, 10]);
         let mut scheme = LeastConnection::default();
         let mut live = Ledger::default();
         for (endpoint, connections) in [(0, 7), (1, 3)] {
             (0..connections).for_each(|n| assert_eq!(live.begin(EndpointId(endpoint)), n + 1));
         }
-        scheme.rebuild(standings.iter(), &live, 0);
+        scheme.rebuild(&weights(&[10, 10]), &live, 0);
         assert_eq!(scheme.take(None), Some(EndpointId(1)));
         scheme.count(EndpointId(0), 2);
         assert_eq!(scheme.take(None), Some(EndpointId(0)));
-        scheme.rebuild(standings[..1].iter(), &live, 0);
+        scheme.change(&[(EndpointId(1), None)], &live);
         assert_eq!(scheme.take(Some(EndpointId(0))), Some(EndpointId(0)), "nothing else fits");
-        scheme.rebuild([].iter(), &live, 0);
+        scheme.change(&[(EndpointId(1), Some(10)), (EndpointId(0), Some(1))], &live);
+        assert_eq!(scheme.take(None), Some(EndpointId(1)), "a place in ten of one that is small by now");
+        scheme.rebuild(&[], &live, 0);
         assert_eq!(scheme.take(None), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Allotments within one classifier: a handler beside it, so that every answer comes at once.
 
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use weir_identity::{EndpointId, Moment, ServiceId, Ticket};
 
 use crate::allotment::{Allotments, Request};
 use crate::desk::{Desk, Ledger, SharedHandler};
-use crate::handler::{Demand, fit};
+use crate::handler::Demand;
 use crate::least_connection::LeastConnection;
-use crate::maglev::Maglev;
 use crate::percentages::Percentages;
-use crate::standing::{Policy, Select, ServiceStanding, Standing};
+use crate::prepared::Prepared;
+use crate::standing::{Policy, Select, ServiceStanding};
 use crate::tokens::Tokens;
 
 /// One classifier's allotments, granted by a [`Handler`](crate::Handler) of its own or one that the unit's classifiers share.
@@ -34,12 +35,9 @@ pub struct LocalAllotments {
 /// What a classifier keeps of one service.
 #[derive(Debug)]
 struct Book {
-    policy: Policy,
+    prepared: Arc<Prepared>,
     scheme: Scheme,
-    standings: Vec<Standing>,
     ledger: Ledger,
-    /// Built when it is first needed.
-    existing: Option<Maglev>,
     round: u64,
 }
 
@@ -49,7 +47,8 @@ enum Scheme {
     /// Round-robin as well: its parts do not change with the load.
     Percentages(Percentages),
     LeastConnection(LeastConnection),
-    Hash(Maglev),
+    /// All is prepared.
+    Hash,
 }
 
 impl LocalAllotments {
@@ -76,60 +75,72 @@ impl LocalAllotments {
     /// tokens at once, one that has become fit gets some with the next grant. Other services keep what they have left. Load alone voids no
     /// tokens: there are never more than what was free.
     pub fn update(&mut self, services: &[ServiceStanding]) {
+        let prepare = |known: &ServiceStanding| {
+            Prepared::new(known.clone(), self.books.get(&known.service).map(|book| &book.prepared))
+        };
+        let services: Vec<_> = services.iter().map(prepare).collect();
+        self.follow(&services);
+    }
+
+    /// The same with what somebody else has prepared, which costs little: for an endpoint that changed the logarithm of their number. Only a
+    /// service that is new, or of which a change was missed, is taken over endpoint by endpoint.
+    pub fn follow(&mut self, services: &[Arc<Prepared>]) {
         self.round += 1;
-        for known in services {
-            self.update_service(known);
+        for prepared in services {
+            self.follow_service(prepared);
         }
         self.books.retain(|service, book| {
             let stays = book.round == self.round;
-            if !stays && !self.desk.shared {
-                self.desk.lock().remove(*service);
+            if !stays && let Some(mut handler) = self.desk.own() {
+                handler.remove(*service);
             }
             stays
         });
     }
 
-    fn update_service(&mut self, known: &ServiceStanding) {
-        let demand = self.demand(known.service);
-        let rotation = self.rotation;
-        let ServiceStanding { policy, standings, .. } = known;
-        let book = self.books.entry(known.service).or_insert_with(|| Book {
-            policy: *policy,
-            scheme: Scheme::new(policy, rotation),
-            standings: Vec::new(),
-            ledger: Ledger::default(),
-            existing: None,
-            round: 0,
+    /// Whether an endpoint is one of the service's, and is not failing.
+    #[must_use]
+    pub fn is_well(&self, service: ServiceId, endpoint: EndpointId) -> bool {
+        self.books.get(&service).is_some_and(|book| book.prepared.is_well(endpoint))
+    }
+
+    fn follow_service(&mut self, prepared: &Arc<Prepared>) {
+        let known = prepared.known();
+        let (rotation, demand) = (self.rotation, self.demand(known.service));
+        let mut is_new = false;
+        let book = self.books.entry(known.service).or_insert_with(|| {
+            is_new = true;
+            let (prepared, scheme) = (Arc::clone(prepared), Scheme::new(&known.policy, rotation));
+            Book { prepared, scheme, ledger: Ledger::default(), round: 0 }
         });
         book.round = self.round;
-        if book.standings == *standings && book.policy == *policy {
+        if Arc::ptr_eq(&book.prepared, prepared) && !is_new {
             return;
         }
-        if (book.policy.select, book.policy.take) != (policy.select, policy.take) {
-            book.scheme = Scheme::new(policy, rotation);
-        }
-        if !existing(&book.standings).eq(existing(standings)) || book.standings.len() != standings.len() {
-            book.existing = None;
-        }
+        let before = std::mem::replace(&mut book.prepared, Arc::clone(prepared));
+        let voids = is_new || before.revision() != prepared.revision();
         // What is left has to be given back under the standings it was granted by; a change that does not concern it leaves it.
-        let voids = book.policy != *policy
-            || !weights(policy.select, &book.standings).eq(weights(policy.select, standings))
-            || book.standings.len() != standings.len();
         if let (Scheme::Tokens(tokens), true) = (&mut book.scheme, voids) {
-            tokens.void(demand, &mut self.desk.lock());
+            tokens.void(demand, &self.desk);
         }
-        if !self.desk.shared {
-            self.desk.lock().update(known);
+        if let Some(mut handler) = self.desk.own() {
+            handler.update(known);
         }
-        book.policy = *policy;
-        book.standings.clone_from(standings);
-        if voids {
-            match &mut book.scheme {
-                Scheme::Tokens(_) => {}
-                Scheme::Percentages(percentages) => percentages.void(),
-                Scheme::LeastConnection(least) => least.rebuild(fit(standings), &book.ledger, rotation),
-                Scheme::Hash(table) => *table = fitting(standings),
-            }
+        if !voids {
+            return;
+        }
+        let policies = (&before.known().policy, &known.policy);
+        if (policies.0.select, policies.0.take) != (policies.1.select, policies.1.take) {
+            book.scheme = Scheme::new(policies.1, rotation);
+            is_new = true;
+        }
+        let changes = prepared.changes_since(before.revision()).filter(|_| !is_new);
+        match (&mut book.scheme, changes) {
+            (Scheme::Tokens(_) | Scheme::Hash, _) => {}
+            (Scheme::Percentages(percentages), None) => percentages.rebuild(prepared.fit()),
+            (Scheme::Percentages(percentages), Some(changes)) => percentages.change(changes),
+            (Scheme::LeastConnection(least), None) => least.rebuild(prepared.fit(), &book.ledger, rotation),
+            (Scheme::LeastConnection(least), Some(changes)) => least.change(changes, &book.ledger),
         }
     }
 
@@ -152,14 +163,15 @@ impl Allotments for LocalAllotments {
     fn take(&mut self, request: Request, now: Moment) -> Poll<Option<EndpointId>> {
         let demand = self.demand(request.service);
         let Some(book) = self.books.get_mut(&request.service) else { return Poll::Ready(None) };
-        Poll::Ready(match &mut book.scheme {
-            Scheme::Tokens(tokens) => tokens.take(demand, request.avoid, (&self.desk, &mut book.ledger), now),
-            Scheme::Percentages(percentages) => percentages.take(demand, request.avoid, &self.desk, now),
+        let Book { prepared, scheme, ledger, .. } = book;
+        Poll::Ready(match scheme {
+            Scheme::Tokens(tokens) => tokens.take(demand, request.avoid, (&self.desk, ledger, prepared.fit()), now),
+            Scheme::Percentages(percentages) => percentages.take(request.avoid),
             Scheme::LeastConnection(least) => least.take(request.avoid),
-            Scheme::Hash(table) => match request.avoid {
+            Scheme::Hash => prepared.hashed().and_then(|table| match request.avoid {
                 Some(avoid) => table.lookup_avoiding(request.client, avoid),
                 None => table.lookup(request.client),
-            },
+            }),
         })
     }
 
@@ -171,13 +183,7 @@ impl Allotments for LocalAllotments {
     }
 
     fn guess(&mut self, service: ServiceId, client: u64) -> Option<EndpointId> {
-        let book = self.books.get_mut(&service)?;
-        let standings = &book.standings;
-        let table = book.existing.get_or_insert_with(|| {
-            let named: Vec<_> = existing(standings).collect();
-            Maglev::build(&named, Maglev::size_for(standings.len()))
-        });
-        table.lookup(client)
+        self.books.get(&service)?.prepared.existing().lookup(client)
     }
 
     fn began(&mut self, service: ServiceId, endpoint: EndpointId) {
@@ -211,28 +217,9 @@ impl Scheme {
             Select::Tokens => Scheme::Tokens(Tokens::new(policy.take, rotation)),
             Select::Percentages | Select::RoundRobin => Scheme::Percentages(Percentages::new(rotation)),
             Select::LeastConnection => Scheme::LeastConnection(LeastConnection::default()),
-            Select::Hash => Scheme::Hash(Maglev::default()),
+            Select::Hash => Scheme::Hash,
         }
     }
-}
-
-/// What an allotment depends on.
-fn weights(select: Select, standings: &[Standing]) -> impl Iterator<Item = (EndpointId, u32)> {
-    fit(standings).map(move |standing| (standing.endpoint, standing.weight(select)))
-}
-
-/// The table of those that get new connections.
-fn fitting(standings: &[Standing]) -> Maglev {
-    let named: Vec<_> =
-        fit(standings).map(|standing| (standing.stable, standing.capacity, standing.endpoint)).collect();
-    Maglev::build(&named, Maglev::size_for(standings.len()))
-}
-
-/// Those where existing connections may be: also without capacity for more; the backups only if there are no others.
-fn existing(standings: &[Standing]) -> impl Iterator<Item = (u64, u32, EndpointId)> {
-    let backup = !standings.iter().any(|standing| standing.fits_existing() && !standing.backup);
-    let fits = move |standing: &&Standing| standing.fits_existing() && standing.backup == backup;
-    standings.iter().filter(fits).map(|s| (s.stable, s.capacity.max(1), s.endpoint))
 }
 
 /// How often the handler is told of connections if no allotment is asked for.
@@ -246,6 +233,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handler::fit;
     use crate::handler::tests::{SERVICE, service};
     use crate::standing::{Directive, Health, Take};
 
@@ -399,6 +387,62 @@ mod tests {
         other.standings[0].health = Health::Failing;
         allotments.update(&[other, known]);
         assert_eq!(take(&mut allotments, 5, 0), Some(EndpointId(1)), "the tokens of the first are used up");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_handler_that_somebody_else_has() {
+        let mut known = service(scheme(Select::Tokens, Take::Greatest), &[10, 10, 10, 10]);
+        let handler = SharedHandler::default();
+        handler.lock().update(&known);
+        let mut allotments = LocalAllotments::sharing(0, Arc::clone(&handler));
+        // Before its first allotment, and after one became void, those that fit take turns.
+        let held = handler.lock();
+        allotments.update(std::slice::from_ref(&known));
+        assert_eq!(spread(&mut allotments, 4, 40, 1_000), [10, 10, 10, 10]);
+        drop(held);
+        assert!(take(&mut allotments, 0, 0).is_some());
+        let held = handler.lock();
+        known.standings[1].health = Health::Failing;
+        allotments.update(std::slice::from_ref(&known));
+        assert_eq!(spread(&mut allotments, 4, 30, 1_000), [10, 0, 10, 10]);
+        allotments.began(SERVICE, EndpointId(0));
+        assert_eq!(allotments.poll_answer(Moment(1_000)), None);
+        drop(held);
+        // What was left of the void one is given back then.
+        handler.lock().update(&known);
+        assert_eq!(spread(&mut allotments, 4, 300, 1_000), [100, 0, 100, 100]);
+    }
+
+    #[test]
+    fn what_is_prepared_elsewhere_is_followed_change_by_change() {
+        for policy in [scheme(Select::Percentages, Take::Greatest), scheme(Select::LeastConnection, Take::Greatest)] {
+            let mut known = service(policy, &[30, 20, 10]);
+            let mut prepared = Prepared::new(known.clone(), None);
+            let mut allotments = LocalAllotments::new(0);
+            let mut live = [0u32; 3];
+            let mut serve = |allotments: &mut LocalAllotments, prepared: &Arc<Prepared>, takes: usize| {
+                allotments.follow(std::slice::from_ref(prepared));
+                for _ in 0..takes {
+                    let chosen = take(allotments, 0, 0).unwrap();
+                    allotments.began(SERVICE, chosen);
+                    live[chosen.index()] += 1;
+                }
+                live
+            };
+            assert_eq!(serve(&mut allotments, &prepared, 60), [30, 20, 10], "{policy:?}");
+            known.standings[0].health = Health::Failing;
+            prepared = Prepared::new(known.clone(), Some(&prepared));
+            assert!(!allotments.is_well(SERVICE, EndpointId(9)) && allotments.is_well(SERVICE, EndpointId(0)));
+            assert_eq!(serve(&mut allotments, &prepared, 30), [30, 40, 20], "{policy:?}");
+            assert!(!allotments.is_well(SERVICE, EndpointId(0)));
+            // One change is missed: then it begins anew.
+            known.standings[0].health = Health::Healthy;
+            prepared = Prepared::new(known.clone(), Some(&prepared));
+            known.standings[1].health = Health::Failing;
+            known.standings[2].health = Health::Failing;
+            prepared = Prepared::new(known.clone(), Some(&prepared));
+            assert_eq!(serve(&mut allotments, &prepared, 30), [60, 40, 20], "{policy:?}");
+        }
     }
 
     #[test]

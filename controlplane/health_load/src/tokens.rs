@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use weir_identity::{EndpointId, Moment};
 
 use crate::desk::{Desk, Ledger};
-use crate::handler::{Allotment, Demand, Handler, Share, ranks};
+use crate::handler::{Allotment, Demand, Share, ranks};
 use crate::standing::Take;
 
 /// What is left of the latest token allotment of one service.
@@ -14,6 +14,8 @@ use crate::standing::Take;
 pub(crate) struct Tokens {
     /// The amounts are what is left.
     allotment: Allotment,
+    /// What was left of one that became void while somebody else had the handler.
+    unsettled: Allotment,
     order: Order,
     rotation: u32,
     /// The place of each share among equals.
@@ -40,22 +42,23 @@ impl Tokens {
             Take::RoundRobin => Order::RoundRobin { queue: VecDeque::new(), last: usize::MAX },
             Take::Linear => Order::Linear(VecDeque::new()),
         };
-        Tokens { allotment: Allotment::default(), order, rotation, ranks: Vec::new(), last: 0 }
+        let (allotment, unsettled) = Default::default();
+        Tokens { allotment, unsettled, order, rotation, ranks: Vec::new(), last: 0 }
     }
 
-    /// Consumes a token; asks for a new allotment if there is none left or they are too old. While the handler is busy with another
-    /// classifier, endpoints take turns.
+    /// Consumes a token; asks for a new allotment if there is none left or they are too old. While somebody else has the handler, the
+    /// endpoints that `fit` take turns.
     pub(crate) fn take(
         &mut self,
         demand: Demand,
         avoid: Option<EndpointId>,
-        (desk, ledger): (&Desk, &mut Ledger),
+        (desk, ledger, fit): (&Desk, &mut Ledger, &[(EndpointId, u32)]),
         now: Moment,
     ) -> Option<EndpointId> {
         if self.allotment.shares.is_empty() || self.allotment.is_void(now) || self.order.is_empty() {
             let renewed = self.renew(demand, (desk, ledger), now);
             if !renewed {
-                return self.without_token(avoid);
+                return self.without_token(avoid, fit);
             }
         }
         if let Some(endpoint) = self.consume(avoid) {
@@ -64,19 +67,23 @@ impl Tokens {
         // Nothing fits, or only what is to be avoided has tokens left.
         let avoid = avoid.filter(|_| !self.allotment.shares.is_empty())?;
         self.renew(demand, (desk, ledger), now);
-        self.consume(Some(avoid)).or_else(|| self.without_token(Some(avoid))).or_else(|| self.consume(None))
+        self.consume(Some(avoid)).or_else(|| self.without_token(Some(avoid), fit)).or_else(|| self.consume(None))
     }
 
-    /// Gives back what is left.
-    pub(crate) fn void(&mut self, demand: Demand, handler: &mut Handler) {
-        handler.settle(demand, &self.allotment);
+    /// Gives back what is left; if somebody else has the handler, with the next allotment.
+    pub(crate) fn void(&mut self, demand: Demand, desk: &Desk) {
+        if let Some(mut handler) = desk.try_lock() {
+            handler.settle(demand, &self.allotment);
+        } else if !self.allotment.shares.is_empty() {
+            std::mem::swap(&mut self.unsettled, &mut self.allotment);
+        }
         self.allotment.clear();
         self.order.clear();
     }
 
-    /// False if the handler is busy.
+    /// False if somebody else has the handler.
     fn renew(&mut self, demand: Demand, (desk, ledger): (&Desk, &mut Ledger), now: Moment) -> bool {
-        if !desk.renew(demand, ledger, now, &mut self.allotment) {
+        if !desk.renew(demand, ledger, now, (&mut self.allotment, &mut self.unsettled)) {
             return false;
         }
         self.order.clear();
@@ -140,12 +147,13 @@ impl Tokens {
         Some(shares[i].endpoint)
     }
 
-    /// The next endpoint that fits, though it has no token.
-    fn without_token(&mut self, avoid: Option<EndpointId>) -> Option<EndpointId> {
+    /// The next endpoint, though it has no token: of the allotment if there is one, else of all that fit.
+    fn without_token(&mut self, avoid: Option<EndpointId>, fit: &[(EndpointId, u32)]) -> Option<EndpointId> {
         let shares = &self.allotment.shares;
-        let others = (1..=shares.len()).map(|step| (self.last + step) % shares.len());
-        self.last = others.into_iter().find(|i| Some(shares[*i].endpoint) != avoid)?;
-        Some(shares[self.last].endpoint)
+        let count = if shares.is_empty() { fit.len() } else { shares.len() };
+        let endpoint = |i: usize| if shares.is_empty() { fit[i].0 } else { shares[i].endpoint };
+        self.last = (1..=count).map(|step| (self.last + step) % count).find(|i| Some(endpoint(*i)) != avoid)?;
+        Some(endpoint(self.last))
     }
 }
 

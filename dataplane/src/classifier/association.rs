@@ -21,11 +21,10 @@ impl<H> Classifier<H> {
         let Poll::Ready(Some(binding)) = self.sessions.query(ticket, &key, now) else {
             return None;
         };
-        let (id, _) = (0..).map(EndpointId).zip(&self.farm.endpoints).find(|(_, endpoint)| {
-            endpoint.service == service
-                && endpoint.host == binding.endpoint.host
-                && endpoint.directive != Directive::Inactive
-        })?;
+        let (id, _) = self
+            .farm
+            .endpoints_on(service, binding.endpoint.host)
+            .find(|(_, endpoint)| endpoint.directive != Directive::Inactive)?;
         if !self.allotments.is_fit(self.farm.services[service].id, id) {
             return None;
         }

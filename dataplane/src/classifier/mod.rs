@@ -153,9 +153,7 @@ impl<H> Classifier<H> {
     pub fn poll(&mut self, now: Moment, reply: &mut impl FnMut(Reply<H>)) {
         while let Some((ticket, endpoint)) = self.allotments.poll_answer(now) {
             if let Some(waiting) = self.pending.finish(ticket) {
-                self.release(waiting, reply, |classifier, ask, service| {
-                    classifier.after_allotment(endpoint, ask, service, now)
-                });
+                self.after_late_allotment(endpoint, waiting, now, reply);
             }
         }
         while let Some((ticket, binding)) = self.sessions.poll_answer(now) {
@@ -256,8 +254,7 @@ impl<H> Classifier<H> {
         now: Moment,
         reply: &mut impl FnMut(Reply<H>),
     ) {
-        let request = self.request(ticket, &question.ask, service, now);
-        match self.allotments.take(request, now) {
+        match self.choose(ticket, None, &question.ask, service, now) {
             Poll::Ready(endpoint) => {
                 let verdict = self.after_allotment(endpoint, &question.ask, service, now);
                 reply(Reply { key: question.ask.key, verdict, held: question.held });
@@ -266,29 +263,83 @@ impl<H> Classifier<H> {
         }
     }
 
-    fn request(&self, ticket: Ticket, ask: &Ask, service: usize, now: Moment) -> Request {
-        let avoid = self.ambiguous(ask, service, now);
-        Request { ticket, service: self.farm.services[service].id, client: ask.client, avoid }
+    /// Asks for an endpoint other than `avoid`, and for another one as long as its answers could not be told from those to another
+    /// connection of the client. After some tries, or if there is no other, it has to do.
+    fn choose(
+        &mut self,
+        ticket: Ticket,
+        mut avoid: Option<EndpointId>,
+        ask: &Ask,
+        service: usize,
+        now: Moment,
+    ) -> Poll<Option<EndpointId>> {
+        let of = self.farm.services[service].id;
+        for _ in 0..TRIES {
+            let request = Request { ticket, service: of, client: ask.client, avoid };
+            match self.allotments.take(request, now) {
+                Poll::Ready(Some(id)) if avoid != Some(id) && self.is_ambiguous(id, ask, now) => avoid = Some(id),
+                answer => return answer,
+            }
+        }
+        Poll::Ready(avoid)
     }
 
-    /// The endpoint at which half-NAT could not tell the answers to this connection from those to another one, of the same client
-    /// port towards another service.
-    fn ambiguous(&self, ask: &Ask, service: usize, now: Moment) -> Option<EndpointId> {
-        let asked = ask.key.destination().port();
-        self.farm.rivals(service).iter().find_map(|&(mine, theirs)| {
-            let there = self.farm.endpoint(mine)?.port.unwrap_or(asked);
-            let rival = self.farm.endpoint(theirs)?;
-            let other = &self.farm.services[rival.service];
-            let port = match rival.port {
-                Some(port) => *other.ports.first().filter(|_| port == there)?.start(), // it has a single one
-                None => there,
-            };
-            let vip = SocketAddr::new(self.farm.vips.get(other.vip as usize)?.address, port);
-            let key = Key::new(ask.key.source(), vip, ask.key.protocol())?;
-            let route = self.inventory.find(&key, millis(now), &self.farm.timeouts)?;
-            matches!(route.action, Action::Send { endpoint, .. } | Action::Local { endpoint } if endpoint == theirs)
-                .then_some(mine)
-        })
+    /// Whether half-NAT could not tell an endpoint's answers to this connection from those to another one, of the same client port towards
+    /// another service whose endpoint is the same socket.
+    fn is_ambiguous(&self, mine: EndpointId, ask: &Ask, now: Moment) -> bool {
+        let own_port = self.farm.endpoint(mine).and_then(|endpoint| endpoint.port);
+        let there = own_port.unwrap_or(ask.key.destination().port());
+        self.farm.rivals(mine, there).any(|theirs| self.leads_to(theirs, there, ask, now).unwrap_or(false))
+    }
+
+    /// Whether the client's port has a connection to the socket of another service's endpoint already.
+    fn leads_to(&self, theirs: EndpointId, there: u16, ask: &Ask, now: Moment) -> Option<bool> {
+        let rival = self.farm.endpoint(theirs)?;
+        let other = &self.farm.services[rival.service];
+        let port = match rival.port {
+            Some(_) => *other.ports.first()?.start(), // it has a single one
+            None if other.ports.iter().any(|range| range.contains(&there)) => there,
+            None => return None,
+        };
+        let vip = SocketAddr::new(self.farm.vips.get(other.vip as usize)?.address, port);
+        let key = Key::new(ask.key.source(), vip, ask.key.protocol())?;
+        let route = self.inventory.find(&key, millis(now), &self.farm.timeouts)?;
+        Some(matches!(route.action, Action::Send { endpoint, .. } | Action::Local { endpoint } if endpoint == theirs))
+    }
+
+    /// The same as at once, when packets have gathered meanwhile.
+    fn after_late_allotment(
+        &mut self,
+        endpoint: Option<EndpointId>,
+        waiting: Waiting<H>,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        let ask = waiting.ask;
+        let avoid = endpoint.filter(|id| self.is_ambiguous(*id, &ask, now));
+        if avoid.is_some() {
+            return self.allot_late(avoid, waiting, now, reply);
+        }
+        self.release(waiting, reply, |classifier, ask, service| {
+            classifier.after_allotment(endpoint, ask, service, now)
+        });
+    }
+
+    /// Asks for an endpoint for a connection whose packets have gathered.
+    fn allot_late(
+        &mut self,
+        avoid: Option<EndpointId>,
+        waiting: Waiting<H>,
+        now: Moment,
+        reply: &mut impl FnMut(Reply<H>),
+    ) {
+        let ticket = self.ticket();
+        match self.choose(ticket, avoid, &waiting.ask, waiting.service, now) {
+            Poll::Ready(endpoint) => self.release(waiting, reply, |classifier, ask, service| {
+                classifier.after_allotment(endpoint, ask, service, now)
+            }),
+            Poll::Pending => self.pending.wait_on(ticket, waiting, now),
+        }
     }
 
     fn after_allotment(&mut self, endpoint: Option<EndpointId>, ask: &Ask, service: usize, now: Moment) -> Verdict {
@@ -349,31 +400,23 @@ impl<H> Classifier<H> {
         if ask.key.protocol() == protocol::TCP {
             return self.release(waiting, reply, |classifier, ask, service| classifier.guess(ask, service, now));
         }
-        let ticket = self.ticket();
-        let request = self.request(ticket, &ask, service, now);
-        match self.allotments.take(request, now) {
-            Poll::Ready(endpoint) => self.release(waiting, reply, |classifier, ask, service| {
-                classifier.after_allotment(endpoint, ask, service, now)
-            }),
-            Poll::Pending => self.pending.wait_on(ticket, waiting, now),
-        }
+        self.allot_late(None, waiting, now, reply);
     }
 
     /// What the session table knows, if the farm still has that endpoint.
     fn recall(&mut self, binding: Option<Binding>, ask: &Ask, service: usize, now: Moment) -> Option<Verdict> {
         let Binding { endpoint: wanted, pool, .. } = binding?;
-        let (id, _) = (0..).zip(&self.farm.endpoints).find(|(_, endpoint)| {
-            let port = endpoint.port.is_none_or(|port| port == wanted.port);
-            endpoint.service == service && endpoint.host == wanted.host && endpoint.address == wanted.address && port
+        let (id, endpoint) = self.farm.endpoints_on(service, wanted.host).find(|(_, endpoint)| {
+            endpoint.address == wanted.address && endpoint.port.is_none_or(|port| port == wanted.port)
         })?;
-        if self.farm.endpoints[id as usize].directive == Directive::Inactive {
+        if endpoint.directive == Directive::Inactive {
             // A new connection of the session goes elsewhere, and nothing of an old one anywhere.
             return (ask.key.protocol() == protocol::TCP && !ask.opens).then_some(Verdict::Drop(Refusal::Inactive));
         }
         self.counters.recalled += 1;
-        let value = binding::pool_value(pool, EndpointId(id), &self.farm);
+        let value = binding::pool_value(pool, id, &self.farm);
         let state = if ask.opens { State::Opening } else { State::Established };
-        Some(self.bind_by(EndpointId(id), value, state, ask, service, now))
+        Some(self.bind_by(id, value, state, ask, service, now))
     }
 
     /// Where a connection that nobody knows most probably is.
@@ -484,6 +527,9 @@ fn next_state(state: State, ask: &Ask) -> State {
 fn session_key(service: ServiceId, key: &Key) -> SessionKey {
     SessionKey::connection(service, key.protocol(), key.source(), key.destination())
 }
+
+/// Endpoints that are asked for a connection, at the most.
+const TRIES: usize = 4;
 
 /// The tables' clock: milliseconds, wrapping after 49 days.
 #[expect(clippy::cast_possible_truncation, reason = "it wraps, and idle times are differences")]

@@ -52,6 +52,12 @@ fn what_nobody_takes_stays() {
     let (to, given) = bounded(1);
     send(Command::TakeClassifier(1, to));
     assert!(given.recv().is_err());
+    // Nor is it looked into; who wanted that hears of it at once.
+    for (shard, looked) in [(1, false), (0, true)] {
+        let (to, given) = bounded(1);
+        send(Command::Visit(shard, Box::new(move |shard, _| to.send(shard.number()).unwrap())));
+        assert_eq!(given.recv().is_ok(), looked);
+    }
     assert_eq!((core.shards().collect::<Vec<_>>(), core.queues().count()), (vec![0], 2));
     lab.arrive(0, 0, &syn(Family::V4, 1, HTTP));
     for _ in 0..3 {

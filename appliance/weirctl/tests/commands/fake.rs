@@ -165,7 +165,13 @@ impl UnitApi for Fake {
         Ok(RouteLookup { shard: 1, routes })
     }
 
-    async fn routes_list(&self, limit: usize, service: Option<&str>) -> Result<RouteList, ApiError> {
+    /// Pages of no more than two of three routes, and an empty one before the last.
+    async fn routes_list(
+        &self,
+        limit: usize,
+        service: Option<&str>,
+        from: Option<&str>,
+    ) -> Result<RouteList, ApiError> {
         if let Some(service) = service.filter(|service| *service != "web & more") {
             return Err(ApiError::UnknownService(service.into()));
         }
@@ -174,7 +180,17 @@ impl UnitApi for Fake {
             vip: "10.80.0.100:80".parse().unwrap(),
             protocol: Protocol::Tcp,
         };
-        Ok(RouteList { routes: (0..3).take(limit).map(|n| route(flow(40_001 + n))).collect(), more: limit < 3 })
+        let (first, most): (usize, usize) = match from {
+            None => (0, 2),
+            Some("1") => (1, 2),
+            Some("2 (seen)") => return Ok(RouteList { more: true, next: Some("2".into()), ..RouteList::default() }),
+            Some("2") => (2, 2),
+            Some(from) => return Err(ApiError::BadRequest(format!("no place {from}"))),
+        };
+        let end = 3.min(first + most.min(limit));
+        let routes = (first..end).map(|n| route(flow(40_001 + n))).collect();
+        let next = [None, Some("1"), Some("2 (seen)"), None][end].map(str::to_owned);
+        Ok(RouteList { routes, more: next.is_some(), next })
     }
 
     async fn routes_count(&self) -> Result<RouteCount, ApiError> {

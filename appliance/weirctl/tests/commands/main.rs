@@ -156,7 +156,13 @@ fn routes() {
         refused(&["routes", "lookup", "198.51.100.7:5", "[2001:db8::1]:80"], 1).contains("are of different families")
     );
     assert_eq!(shown(&["routes", "list", "--limit", "2", "--service", "web & more"]), LIST);
-    assert_eq!(json(&["routes", "list"])["routes"].as_array().unwrap().len(), 3);
+    // Three pages make one list.
+    let all = json(&["routes", "list"]);
+    assert_eq!((all["routes"].as_array().unwrap().len(), &all["more"]), (3, &serde_json::Value::Bool(false)));
+    assert_eq!(all["routes"][2]["flow"]["client"], "198.51.100.7:40003");
+    assert!(all.get("next").is_none());
+    assert!(!shown(&["routes", "list", "--limit", "3"]).contains('…'));
+    assert_eq!(json(&["routes", "list", "--limit", "1"])["next"], "1");
     assert_eq!(
         refused(&["routes", "list", "--service", "mail"], 1),
         "weirctl: no service \"mail\"\n  hint: `weirctl services` lists services and their hosts\n"
