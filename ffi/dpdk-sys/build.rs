@@ -18,7 +18,12 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_rss_(hash_update|hash_conf_get|reta_update|reta_query)",
     "shim_.*",
 ];
-const TYPES: &[&str] = &["rte_mbuf", "rte_mempool", "rte_pktmbuf_pool_private", "rte_eth_(conf|dev_info|stats|link|fc_conf|rss_conf|rss_reta_entry64)"];
+const TYPES: &[&str] = &[
+    "rte_mbuf",
+    "rte_mempool",
+    "rte_pktmbuf_pool_private",
+    "rte_eth_(conf|dev_info|stats|link|fc_conf|rss_conf|rss_reta_entry64)",
+];
 const VALUES: &[&str] = &[
     "RTE_MAX_(ETHPORTS|LCORE)",
     "RTE_PKTMBUF_HEADROOM",

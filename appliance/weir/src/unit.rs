@@ -162,7 +162,7 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     ports::require_root()?;
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
-    let opened = ports::open(&config)?;
+    let opened = ports::open(&config, None)?;
     let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
     let generation = knowledge.next_generation();
     let farm = Arc::new(Farm::new(knowledge.farm()));

@@ -418,8 +418,14 @@ impl Port {
             rx_errors: stats.ierrors,
             tx_errors: stats.oerrors,
             rx_no_mbuf: stats.rx_nombuf,
-            rx_multi_segment: self.shared.multi_segment.load(Ordering::Relaxed),
+            rx_multi_segment: self.multi_segment_drops(),
         })
+    }
+
+    /// Frames that came in several buffers and were dropped, on all of its queues.
+    #[must_use]
+    pub fn multi_segment_drops(&self) -> u64 {
+        self.shared.multi_segment.load(Ordering::Relaxed)
     }
 
     /// How many sockets the driver has that an idle core can wait for; see [`crate::PacketSockets`].
@@ -448,6 +454,10 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn id(&self) -> u16 {
         self.device.id
+    }
+
+    pub(crate) fn info(&self) -> &PortInfo {
+        &self.info
     }
 
     pub(crate) fn all_sockets(&self) -> &[RawFd] {

@@ -96,6 +96,12 @@ impl RxQueue {
         self.queue
     }
 
+    /// The fastest that its device can be, in megabits a second; see [`crate::PortInfo::fastest_mbps`].
+    #[must_use]
+    pub fn fastest_mbps(&self) -> Option<u32> {
+        self.shared.info().fastest_mbps
+    }
+
     /// The driver's own socket for this queue, where it is known which it is; see [`crate::PacketSockets`].
     pub(crate) fn sockets(&self) -> &[RawFd] {
         self.shared.sockets(self.queue)
