@@ -12,7 +12,7 @@ use weir_cpu::MapError;
 use weir_dataplane::classifier::{self, Classifier};
 use weir_dataplane::core::ClassifierSeat;
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::fragments;
 use weir_dataplane::packet::Queue;
@@ -25,7 +25,7 @@ use crate::allotments::{Standings, UnitAllotments};
 use crate::control::{self, ControlError};
 use crate::core_thread::{Cores, SpawnError};
 use crate::knowledge::Knowledge;
-use crate::ports::{self, PortsError};
+use crate::ports::{self, Buckets, PortsError};
 
 /// What shards and classifiers are made from, whatever their queues are.
 pub struct Assembly<'a> {
@@ -37,6 +37,8 @@ pub struct Assembly<'a> {
     pub standings: Arc<ArcSwap<Standings>>,
     /// Key of the flow hash.
     pub seed: u64,
+    /// Of the hash that says who owns a flow.
+    pub key: ToeplitzKey,
     /// Packets in a burst.
     pub burst: usize,
 }
@@ -72,6 +74,7 @@ impl Assembly<'_> {
     ) -> Result<Assembled<Q>, AssemblyError> {
         let settings = &self.config.dataplane;
         let hash = FlowHash::new(self.seed);
+        let owners = Owners::new(&self.key, settings.shards);
         let (shards, classifiers) = (settings.shards, settings.classifiers);
         let mut shard_links: Vec<Vec<_>> = (0..classifiers).map(|_| Vec::new()).collect();
         let mut made = Vec::new();
@@ -87,7 +90,7 @@ impl Assembly<'_> {
                 .collect();
             let forwarder = Forwarder::new(&forwarder::Settings {
                 shard: number,
-                shards,
+                owners: owners.clone(),
                 routes_ipv4: settings.routes_ipv4.div_ceil(shards),
                 routes_ipv6: settings.routes_ipv6.div_ceil(shards),
                 hash: hash.clone(),
@@ -162,8 +165,11 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     ports::require_root()?;
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
-    let opened = ports::open(&config, None)?;
-    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
+    let seed = config.dataplane.seed.unwrap_or_else(random_seed);
+    let key = bucket_key(&config, seed);
+    let buckets = Buckets { key: *key.bytes(), shards: Owners::new(&key, config.dataplane.shards).table() };
+    let opened = ports::open(&config, Some(&buckets))?;
+    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key);
     let generation = knowledge.next_generation();
     let farm = Arc::new(Farm::new(knowledge.farm()));
     let standings =
@@ -172,7 +178,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         config: &config,
         farm: Arc::clone(&farm),
         standings: Arc::clone(&standings),
-        seed: config.dataplane.seed.unwrap_or_else(random_seed),
+        seed,
+        key,
         burst: usize::from(config.dataplane.burst),
     };
     let mut ends = opened.ends;
@@ -213,6 +220,11 @@ pub fn run(config: Config) -> Result<(), UnitError> {
 fn fragment_limits(settings: &weir_config::Dataplane) -> fragments::Limits {
     let shards = u32::try_from(settings.shards).unwrap_or(u32::MAX);
     fragments::Limits { datagrams: FRAGMENTED_DATAGRAMS.div_ceil(shards), held: (settings.mbufs / 16).div_ceil(shards) }
+}
+
+/// The key of the hash by which flows have their owners, from a seed.
+pub(crate) fn bucket_key(config: &Config, seed: u64) -> ToeplitzKey {
+    if config.dataplane.shards == 1 { ToeplitzKey::one_bucket() } else { ToeplitzKey::from_seed(seed) }
 }
 
 /// This life's number: milliseconds since 1970.

@@ -1,6 +1,7 @@
 //! What becomes of ways and neighbours over a link that is down.
 
 use weir_config::Machine;
+use weir_dataplane::flow::ToeplitzKey;
 use weir_netlink::{Gateway, Link, NeighbourState, Route, RouteKind};
 
 use super::*;
@@ -29,7 +30,7 @@ fn address(text: &str) -> IpAddr {
 /// A kernel with a neighbour on each twin, and a default route by both.
 fn knowledge() -> Knowledge {
     let config = weir_config::check("test.yaml", YAML, &Machine::default()).unwrap();
-    let mut knowledge = Knowledge::new(Arc::new(config), vec![[2, 0, 0, 0, 0, 1]; 3]);
+    let mut knowledge = Knowledge::new(Arc::new(config), vec![[2, 0, 0, 0, 0, 1]; 3], &ToeplitzKey::from_seed(1));
     let link = |name: &str, index| Link { name: name.to_owned(), index, mac: [2; 6], mtu: 1500, up: true };
     let neighbour = |interface, text: &str| weir_netlink::Neighbour {
         interface,
