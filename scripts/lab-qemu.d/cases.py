@@ -103,11 +103,10 @@ def start(results, machine):
     """Waits until the unit serves."""
 
     def running():
-        machine.sh("kill -0 $(cat /run/weir.pid)")
         return machine.sh("weirctl --socket /run/weir.sock --json status", check=False).startswith("{")
 
     try:
-        wait_until("the unit's start", running, 120)
+        wait_until("the unit's start", running, 120, alive=lambda: machine.sh("kill -0 $(cat /run/weir.pid)"))
     except LabError as error:
         raise LabError(f"{error}; its log:\n{machine.sh('tail -n 15 /run/weir.log', check=False)}") from error
     healthy = lambda: all(e["health"] == "healthy" for s in machine.weirctl("services") for e in s["endpoints"])

@@ -51,7 +51,7 @@ class Machine:
         argv += ["-display", "none", "-no-reboot", "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1200"]
         argv += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
         argv += ["-kernel", self.kernel, "-initrd", self.initramfs]
-        argv += ["-append", "console=ttyS0 quiet panic=-1 intel_iommu=on hugepagesz=2M hugepages=160"]
+        argv += ["-append", "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on hugepagesz=2M hugepages=160"]
         argv += ["-serial", f"file:{self.folder}/console.log"]
         for name in ("shell", "monitor"):
             argv += ["-chardev", f"socket,id={name},path={self.folder}/{name},server=on,wait=off"]
