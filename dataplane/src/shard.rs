@@ -91,6 +91,8 @@ pub struct Shard<Q: Queue> {
     /// Empty between two turns, as is what is left over.
     stages: [Stage<Q::Packet>; STAGES],
     leftover: Leftover<Q::Packet>,
+    /// Turns in a row that took as much from the other shards' rings as a turn may.
+    full_ring_turns: u32,
     last_published: Moment,
     pace: SweepPace,
     fragments: FragmentTable<Held<Q::Packet>>,
@@ -122,14 +124,15 @@ impl<Q: Queue> Shard<Q> {
             number,
             farm,
             forwarder,
+            published: Arc::new(Published::new(ports.len())),
             ports,
             neighbours,
             classifiers,
-            published: Arc::default(),
             burst: burst.clamp(1, BURST),
             backlog: Backlog::default(),
             stages: Default::default(),
             leftover: Leftover::default(),
+            full_ring_turns: 0,
             last_published: Moment(0),
             pace: SweepPace::default(),
             fragments,
@@ -163,6 +166,12 @@ impl<Q: Queue> Shard<Q> {
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
+    }
+
+    /// Whether it steers a port's packets to their owners before it looks them up.
+    #[must_use]
+    pub fn steers(&self, port: PortId) -> bool {
+        self.ports.get(usize::from(port)).is_some_and(|port| port.order.steers())
     }
 
     /// Its receive queues, the twins' included.
@@ -536,7 +545,8 @@ impl<Q: Queue> Shard<Q> {
 
     /// Shows the counters as they are now.
     pub fn publish(&mut self) {
-        self.published.store(&self.forwarder, &self.forwarder.drops);
+        let shares = self.ports.iter().map(|port| port.order.total);
+        self.published.store(&self.forwarder, &self.forwarder.drops, shares);
     }
 }
 

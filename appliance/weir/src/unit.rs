@@ -78,7 +78,7 @@ impl Assembly<'_> {
         let (shards, classifiers) = (settings.shards, settings.classifiers);
         let mut shard_links: Vec<Vec<_>> = (0..classifiers).map(|_| Vec::new()).collect();
         let mut made = Vec::new();
-        let neighbourhoods = shard::neighbourhoods(shards, HANDOVER_RING);
+        let neighbourhoods = shard::neighbourhoods(shards, (HANDOVERS / shards).clamp(512, 4096));
         for (number, neighbours) in neighbourhoods.into_iter().enumerate() {
             let links = shard_links
                 .iter_mut()
@@ -246,5 +246,5 @@ const DIVERT_RING: usize = 1024;
 const NOTICE_RING: usize = 8192;
 /// Datagrams in fragments that are followed at once, over all shards.
 const FRAGMENTED_DATAGRAMS: u32 = 8192;
-/// Packets on their way from one shard to another.
-const HANDOVER_RING: usize = 1024;
+/// Packets that may be on their way from all other shards to one: with 128 shards all rings have 133 MB.
+const HANDOVERS: usize = 1 << 15;

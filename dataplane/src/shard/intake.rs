@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use weir_identity::Moment;
 
 use super::rings::Transfer;
-use super::{BURSTS_AT_ONCE, STAGES, Shard, port_id, send, vlan};
+use super::{BURSTS_AT_ONCE, FULL_TURNS, STAGES, Shard, port_id, send, vlan};
 use crate::classifier::millis;
 use crate::farm::PortId;
 use crate::forwarder::{Asking, GENERAL, QuickLane};
@@ -135,7 +135,7 @@ impl<Q: Queue> Shard<Q> {
                 return there > 0;
             }
             if progress.port == self.ports.len() {
-                self.fill_from_rings(progress);
+                self.fill_from_rings(stage, progress);
             } else if self.ports[progress.port].queue.is_err() {
                 progress.port += 1;
             } else if self.takes_directly(progress.port) {
@@ -144,7 +144,7 @@ impl<Q: Queue> Shard<Q> {
                     return true;
                 }
             } else {
-                self.fill_steered(progress);
+                self.fill_steered(stage, progress);
             }
             self.stages[stage].mixed = true;
         }
@@ -172,8 +172,8 @@ impl<Q: Queue> Shard<Q> {
         arrived > 0
     }
 
-    /// Takes a burst of one port, hands over what is not this shard's, and leaves the rest over.
-    fn fill_steered(&mut self, progress: &mut Progress) {
+    /// Takes a burst of one port, hands over what is not this shard's, and puts the rest into a stage.
+    fn fill_steered(&mut self, stage: usize, progress: &mut Progress) {
         let port = progress.port;
         let mut burst = Burst::new();
         if let Ok(queue) = &mut self.ports[port].queue {
@@ -196,8 +196,7 @@ impl<Q: Queue> Shard<Q> {
         let mut foreign = 0;
         for ((packet, port), owner) in burst.drain(..).zip(ports).zip(owners) {
             if owner == self.number {
-                self.leftover.ports[self.leftover.packets.len() % BURST] = port;
-                self.leftover.packets.push(packet);
+                self.keep(stage, packet, port);
             } else {
                 foreign += 1;
                 let transfer = Transfer { packet, port, finished: false };
@@ -220,22 +219,38 @@ impl<Q: Queue> Shard<Q> {
         }
     }
 
-    /// Takes a burst of what other shards have handed over, and leaves over what is to be forwarded.
-    fn fill_from_rings(&mut self, progress: &mut Progress) {
+    /// Takes a burst of what other shards have handed over, and puts what is to be forwarded into a stage.
+    fn fill_from_rings(&mut self, stage: usize, progress: &mut Progress) {
         let mut taken: ArrayVec<Transfer<Q::Packet>, BURST> = ArrayVec::new();
         self.neighbours.take(&mut taken);
         progress.work += taken.len();
         progress.bursts += 1;
-        if !taken.is_full() || progress.bursts == RING_BURSTS_AT_ONCE {
+        let more = taken.is_full();
+        if !more || progress.bursts == RING_BURSTS_AT_ONCE {
             progress.port += 1;
+            self.full_ring_turns = if more { self.full_ring_turns.saturating_add(1) } else { 0 };
+            if self.full_ring_turns > FULL_TURNS {
+                self.backlog.note();
+            }
         }
         for Transfer { packet, port, finished } in taken {
             if finished {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
             } else {
-                self.leftover.ports[self.leftover.packets.len() % BURST] = port;
-                self.leftover.packets.push(packet);
+                self.keep(stage, packet, port);
             }
+        }
+    }
+
+    /// Puts a packet into a stage, or leaves it over for the next one.
+    #[inline(always)]
+    fn keep(&mut self, stage: usize, packet: Q::Packet, port: PortId) {
+        let stage = &mut self.stages[stage];
+        if stage.packets.len() < self.burst {
+            stage.push(packet, port);
+        } else {
+            self.leftover.ports[self.leftover.packets.len() % BURST] = port;
+            self.leftover.packets.push(packet);
         }
     }
 
