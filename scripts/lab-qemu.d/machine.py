@@ -104,7 +104,11 @@ class Machine:
 
     def weirctl(self, *words):
         """One answer of the unit, as JSON."""
-        return json.loads(self.sh(f"weirctl --socket /run/weir.sock --json {' '.join(words)}"))
+        answer = self.sh(f"weirctl --socket /run/weir.sock --json {' '.join(words)}")
+        try:
+            return json.loads(answer)
+        except json.JSONDecodeError as error:
+            raise LabError(f"weirctl {' '.join(words)} did not answer JSON: {answer[:200]!r}") from error
 
     def set_link(self, name, up):
         """Plugs a NIC's cable in or out."""
