@@ -13,7 +13,7 @@ dataplane:
   shards: {queues}
   cpus: [{cpus}]
   hugepages: true
-  mbufs: 12288
+  mbufs: 16384
   routes: {{ ipv4: 10000, ipv6: 10000 }}
 ports:
   - {{ name: front, device: "{front}", twin: front0, queues: {queues}, mtu: {mtu}, side: clients, addresses: [10.80.0.1/24, "fd80::1/64"] }}

@@ -346,7 +346,7 @@ impl Opened {
                 let [a, b, c, d, e, f] = mac;
                 vdev.args += &format!(",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
                 let idle = self.add_vdev(eal, vdev, settings)?;
-                let config = PortConfig { mtu: settings.mtu, ..PortConfig::default() };
+                let config = PortConfig { mtu: crate::twin::mtu(settings), ..PortConfig::default() };
                 let started = idle.start(&config, self.pool).map_err(in_port)?;
                 let queue = started.rx.into_iter().zip(started.tx).next();
                 self.ends.twins.extend(queue.map(|(rx, tx)| (index, PortQueue::new(rx, tx, self.pool))));
