@@ -145,6 +145,33 @@ fn a_flood_to_the_units_own_address_harms_nobody() {
 }
 
 #[test]
+fn the_twins_carrier_follows_the_link() {
+    let farm = Farm::up("xdp-link");
+    // The far end of the unit's cable.
+    let link = |to| {
+        let mut switch = farm.command("switch");
+        expect_success(&switch.args(["ip", "link", "set", "unit-weir0", to]).output().expect("ip starts"));
+    };
+    let carrier = |wanted: &str| {
+        let end = std::time::SystemTime::now() + std::time::Duration::from_secs(30);
+        while !farm.unit(&["ip", "link", "show", "dev", "twin0"]).contains(wanted) {
+            assert!(std::time::SystemTime::now() < end, "the twin's carrier does not follow: {wanted}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    carrier(",LOWER_UP");
+    for _ in 0..2 {
+        link("down");
+        carrier("NO-CARRIER");
+        link("up");
+        carrier(",LOWER_UP");
+        for address in ["10.80.0.1", "fd80::1"] {
+            farm.client(&["/usr/bin/python3", "-c", PING, address, "56"]);
+        }
+    }
+}
+
+#[test]
 fn an_interface_with_an_address_is_no_af_xdp_port() {
     let farm = Farm::up("xdp-addr");
     let config = format!("/run/weir-lab/{}/weir.yaml", farm.name);

@@ -14,10 +14,16 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(from_rings|dev_count_avail|dev_is_valid_port|dev_get_port_by_name|dev_get_name_by_port|dev_info_get)",
     "rte_eth_(dev_configure|dev_adjust_nb_rx_tx_desc|rx_queue_setup|tx_queue_setup|dev_start|dev_stop|dev_close|dev_socket_id)",
     "rte_eth_(macaddr_get|link_get_nowait|stats_get|stats_reset|promiscuous_enable|promiscuous_disable|promiscuous_get)",
-    "rte_eth_(allmulticast_enable|dev_get_mtu|dev_set_mtu)",
+    "rte_eth_(allmulticast_enable|dev_get_mtu|dev_set_mtu|dev_default_mac_addr_set|dev_flow_ctrl_get|dev_flow_ctrl_set)",
+    "rte_eth_dev_rss_(hash_update|hash_conf_get|reta_update|reta_query)",
     "shim_.*",
 ];
-const TYPES: &[&str] = &["rte_mbuf", "rte_mempool", "rte_pktmbuf_pool_private", "rte_eth_(conf|dev_info|stats|link)"];
+const TYPES: &[&str] = &[
+    "rte_mbuf",
+    "rte_mempool",
+    "rte_pktmbuf_pool_private",
+    "rte_eth_(conf|dev_info|stats|link|fc_conf|rss_conf|rss_reta_entry64)",
+];
 const VALUES: &[&str] = &[
     "RTE_MAX_(ETHPORTS|LCORE)",
     "RTE_PKTMBUF_HEADROOM",

@@ -23,7 +23,7 @@ admin:
   idle: poll
   hugepages: false
   memory: 256MiB
-  mbufs: 16384
+  mbufs: 32768
   routes: {{ ipv4: 200000, ipv6: 200000 }}
   # The client may be the unit's router.
   twin: {{ peers: [10.80.0.2, "fd80::2"] }}

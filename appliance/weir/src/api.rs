@@ -6,10 +6,11 @@ use std::sync::Arc;
 use weir_admin::api::{
     AgentRow, AgentStatus, ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange,
     HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol, RouteCount, RouteList,
-    RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
+    RouteLookup, RssStatus, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
 };
 use weir_config::Service;
 use weir_dataplane::flow::{Key, protocol};
+use weir_dpdk::{Port, RssSide, RssState};
 use weir_health_load::{Directive, Health};
 use weir_health_protocol::Row;
 use weir_identity::{ApplicationId, EndpointId, HostId, Incarnation, Moment};
@@ -144,6 +145,7 @@ impl UnitApi for Api {
                 device: device_name(&settings.device),
                 mac: weir_dataplane::wire::ethernet::MacAddress(*mac).to_string(),
                 link_up: link_up(settings) && ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+                rss: rss(ports),
                 rx: PortCounters {
                     packets: of("rx_packets"),
                     bytes: of("rx_bytes"),
@@ -421,6 +423,23 @@ fn refusal(error: AskError) -> ApiError {
         AskError::NoShard(shard) => ApiError::UnknownShard(number(shard)),
         AskError::NoCore(cpu) => ApiError::UnknownCpu(number(cpu)),
         AskError::Silent(cpu) => ApiError::NoAnswer { part: format!("core {cpu}"), waited_ms: 1000 },
+    }
+}
+
+/// Of a port that is several of DPDK's, the kernel chooses.
+fn rss(ports: &[Port]) -> RssStatus {
+    let [port] = ports else { return RssStatus::None };
+    match port.rss() {
+        RssState::Exact(side) => RssStatus::Exact {
+            by: match side {
+                RssSide::Source => "source",
+                RssSide::Destination => "destination",
+                RssSide::Both => "both",
+            }
+            .to_owned(),
+        },
+        RssState::Hint(why) => RssStatus::Hint { why: why.to_string() },
+        RssState::None => RssStatus::None,
     }
 }
 

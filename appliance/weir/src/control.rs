@@ -26,6 +26,7 @@ use crate::allotments::Standings;
 use crate::api::Api;
 use crate::core_thread::{Cores, uptime};
 use crate::knowledge::Knowledge;
+use crate::links::Links;
 use crate::retired::Published;
 
 /// All that a running unit consists of.
@@ -180,6 +181,18 @@ impl Shared {
         }
     }
 
+    /// Takes ports' links that have changed.
+    fn links(&self, changed: &[(usize, bool)]) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut knowledge = self.knowledge.lock();
+        for &(port, up) in changed {
+            knowledge.down[port] = !up;
+        }
+        self.publish(&mut knowledge);
+    }
+
     fn health(&self, change: &HealthChange) {
         let mut knowledge = self.knowledge.lock();
         self.change_health(&mut knowledge, change.endpoint, change.health, change.reason.to_string());
@@ -268,6 +281,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
 
     let mut check = tokio::time::interval(LOOK_EVERY);
     let mut clients = Clients::default();
+    let mut links = Links::new(&shared.config).map_err(ControlError::Runtime)?;
     loop {
         tokio::select! {
             _ = terminate.recv() => { info!("SIGTERM: the unit ends"); break }
@@ -280,6 +294,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
                 }
                 shared.farms.free();
                 shared.standings.free();
+                shared.links(&links.follow(uptime(), &shared.ports).await);
                 if let Some(mirror) = &mirror {
                     clients.resolve(shared, mirror);
                 }
@@ -409,6 +424,7 @@ pub fn statistics(ports: &[Port]) -> BTreeMap<&'static str, u64> {
             ("rx_errors", statistics.rx_errors),
             ("tx_errors", statistics.tx_errors),
             ("rx_no_mbuf", statistics.rx_no_mbuf),
+            ("rx_multi_segment", statistics.rx_multi_segment),
         ];
         for (name, value) in rows {
             *sums.entry(name).or_insert(0) += value;

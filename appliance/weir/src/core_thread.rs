@@ -24,6 +24,7 @@ use weir_dataplane::shard::{Published, Shard};
 use weir_dpdk::{Eal, PacketSockets};
 use weir_identity::Moment;
 
+use crate::naps::Naps;
 use crate::ports::{MbufPacket, PortQueue};
 
 /// All core threads of a unit.
@@ -339,6 +340,7 @@ impl CoreThread {
                 revision = self.core.revision();
                 sockets = Sleep::new(&self.bell);
                 self.core.queues().for_each(|queue| sockets.watch(queue));
+                sockets.keep_time();
             }
             match self.idle {
                 Idle::Spin => std::hint::spin_loop(),
@@ -359,27 +361,40 @@ struct Sleep {
     sockets: PacketSockets,
     /// A queue that nothing can wait for has to be looked at often.
     must_look: bool,
+    naps: Naps,
 }
 
 impl Sleep {
     fn new(bell: &Bell) -> Self {
         let mut sockets = PacketSockets::new();
         sockets.add_descriptor(Arc::clone(&bell.event));
-        Self { sockets, must_look: false }
+        Self { sockets, must_look: false, naps: Naps::default() }
     }
 
     fn watch(&mut self, queue: &PortQueue) {
         self.must_look |= !queue.wait_on(&mut self.sockets);
+        if let Some(lasts) = queue.lasts() {
+            self.naps.watch(lasts);
+        }
     }
 
-    /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`]. How the turn before the sleep went is for the caller: a stop is
+    /// Where a NIC bounds the sleep, asks the kernel to end it in time: by default it may be 50 microseconds late.
+    fn keep_time(&self) {
+        if self.naps.bounded()
+            && let Err(errno) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))
+        {
+            warn!(%errno, "an idle core may sleep longer than a NIC's receive queue lasts; use idle: spin");
+        }
+    }
+
+    /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`], or not at all where a NIC's queue would not last. How the turn before the sleep went is for the caller: a stop is
     /// ordered only once.
     fn poll(&mut self, bell: &Bell, idle: u32, core: &mut Core<PortQueue>, clock: &mut Clock) -> Turn {
         bell.asleep.store(true, Ordering::SeqCst);
         // Whoever put something into a ring before it could see that we sleep is heard by this one more turn.
         let turn = core.turn(clock.now());
         if turn == Turn::Worked(0) {
-            let timeout = if self.must_look { nap_time(idle) } else { LONGEST_POLL };
+            let timeout = if self.must_look { self.naps.after(idle - SPINS).unwrap_or_default() } else { LONGEST_POLL };
             if let Err(errno) = self.sockets.wait(timeout) {
                 warn!(%errno, "an idle core cannot wait for its ports");
             }
@@ -391,14 +406,13 @@ impl Sleep {
         turn
     }
 
-    /// Sleeps for longer and longer, at most [`LONGEST_NAP`].
+    /// Sleeps for longer and longer, as [`Naps`] has it.
     fn nap(&mut self, idle: u32) {
-        std::thread::sleep(nap_time(idle));
+        match self.naps.after(idle - SPINS) {
+            Some(nap) => std::thread::sleep(nap),
+            None => std::hint::spin_loop(),
+        }
     }
-}
-
-fn nap_time(idle: u32) -> Duration {
-    SHORTEST_NAP.saturating_mul(1 << ((idle.saturating_sub(SPINS)) / 4).min(8)).min(LONGEST_NAP)
 }
 
 /// How other threads wake a core that sleeps.
@@ -472,8 +486,6 @@ static ORIGIN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
 
 /// Turns without work before a core begins to sleep.
 const SPINS: u32 = 200;
-const SHORTEST_NAP: Duration = Duration::from_micros(10);
-const LONGEST_NAP: Duration = Duration::from_micros(200);
 /// Time has to go on for expiry, even without packets.
 const LONGEST_POLL: Duration = Duration::from_millis(10);
 /// Cores that are asked for a shard that moves.

@@ -29,6 +29,8 @@ pub struct Knowledge {
     pub macs: Vec<[u8; 6]>,
     /// The kernel's neighbours and routes, where there is a kernel to ask.
     pub kernel: Option<Arc<Snapshot>>,
+    /// Whose links are down, of the ports that the kernel cannot see itself.
+    pub down: Vec<bool>,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Known>,
     twin_peers: Arc<TwinPeers>,
@@ -114,7 +116,8 @@ impl Knowledge {
             })
             .collect();
         let twin_peers = Arc::new(twin_peers::of(&config));
-        Self { config, macs, kernel: None, endpoints, twin_peers, pools, pool_of, generation: 0 }
+        let down = vec![false; config.ports.len()];
+        Self { config, macs, kernel: None, down, endpoints, twin_peers, pools, pool_of, generation: 0 }
     }
 
     /// The configuration of an endpoint.
@@ -328,12 +331,33 @@ impl Knowledge {
         configured.chain(kernel)
     }
 
+    /// Whether a port's link is down: by its device, else by the kernel interface that stands for it.
+    fn is_down(&self, port: PortId) -> bool {
+        let Some(settings) = self.config.ports.get(usize::from(port)) else { return false };
+        let by_device = |port: PortId| self.down.get(usize::from(port)).copied().unwrap_or(false);
+        let by_kernel = || {
+            let (name, kernel) = (interface(settings)?, self.kernel.as_ref()?);
+            kernel.links.iter().find(|link| link.name == name).map(|link| !link.up)
+        };
+        by_device(vlan(settings).map_or(port, |(parent, _)| parent)) || by_kernel().unwrap_or(false)
+    }
+
+    /// Of ways that cost the same, those whose link is up. A prefix that only gateways behind dead links lead to gives way to a
+    /// shorter one; what is on a dead link itself must not go elsewhere, and has no neighbours there.
+    fn alive(&self, mut ways: Vec<Way>) -> Option<Vec<Way>> {
+        let on_link: Vec<Way> = ways.iter().copied().filter(|way| matches!(way, Way::OnLink(_))).collect();
+        ways.retain(|way| match way {
+            Way::OnLink(port) | Way::Gateway(port, _) => !self.is_down(*port),
+        });
+        [ways, on_link].into_iter().find(|ways| !ways.is_empty())
+    }
+
     /// The routing table: the YAML's on-link prefixes and routes go before the kernel's of the same length.
     fn prefixes(&self) -> Vec<Prefix> {
         let mut prefixes: Vec<Prefix> = Vec::new();
         let mut add = |address: IpAddr, length: u8, ways: Vec<Way>| {
             let there = prefixes.iter().any(|prefix| prefix.address == address && prefix.length == length);
-            if !there {
+            if !there && let Some(ways) = self.alive(ways) {
                 prefixes.push(Prefix { address, length, ways });
             }
         };
@@ -372,7 +396,7 @@ impl Knowledge {
             Some(Neighbour { port, address: neighbour.address, mac: neighbour.mac })
         });
         // Later ones replace earlier ones in the farm: the YAML has the last word.
-        kernel.chain(configured).collect()
+        kernel.chain(configured).filter(|neighbour: &Neighbour| !self.is_down(neighbour.port)).collect()
     }
 
     fn ports(&self) -> impl Iterator<Item = (PortId, &weir_config::Port)> {
@@ -463,3 +487,6 @@ fn port_id(port: usize) -> PortId {
 
 /// A way of weight n stands n times in its prefix, up to this.
 const MAX_WEIGHT: usize = 16;
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,8 @@ pub mod api;
 pub mod control;
 pub mod core_thread;
 pub mod knowledge;
+pub mod links;
+pub mod naps;
 pub mod ports;
 pub mod replay;
 pub mod retired;

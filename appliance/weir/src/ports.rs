@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use weir_config::{Config, Device};
+use weir_config::{Config, Device, Side};
 use weir_dataplane::packet::{Burst, Packet, Queue};
 use weir_dataplane::shard::{Twin, TwinQueues, TwinRates};
 use weir_dpdk::{
-    DeviceError, Eal, EalError, EalOptions, IdlePort, Mbuf, MemoryMode, Mempool, PacketSockets, PoolConfig, PoolError,
-    Port, PortConfig, PortError, RxQueue, TxQueue, Vdev,
+    DeviceError, Eal, EalError, EalOptions, FlowControl, IdlePort, Mbuf, MemoryMode, Mempool, PacketSockets,
+    PoolConfig, PoolError, Port, PortConfig, PortError, RSS_BUCKETS, Rss, RssSide, RssState, RxQueue, TxQueue, Vdev,
 };
 
+use crate::naps;
 use crate::unit::PortEnds;
 
 /// A DPDK buffer as the dataplane sees it.
@@ -70,13 +72,25 @@ pub struct PortQueue {
     rx: RxQueue,
     tx: TxQueue,
     pool: Mempool,
+    lasts: Option<Duration>,
 }
 
 impl PortQueue {
-    /// A queue pair whose originated packets come from `pool`.
+    /// A queue pair whose originated packets come from `pool`. Packets that find it full are kept for a while by whoever sends them.
     #[must_use]
     pub fn new(rx: RxQueue, tx: TxQueue, pool: Mempool) -> Self {
-        Self { rx, tx, pool }
+        Self { rx, tx, pool, lasts: None }
+    }
+
+    /// The same of a NIC, which drops what its receive queue cannot take.
+    fn of_nic(self) -> Self {
+        Self { lasts: Some(naps::lasts(self.rx.descriptors(), self.rx.fastest_mbps())), ..self }
+    }
+
+    /// How long the receive queue lasts when nobody takes packets from it; `None`: it is not a NIC's.
+    #[must_use]
+    pub fn lasts(&self) -> Option<Duration> {
+        self.lasts
     }
 
     /// Lets an idle core wait for packets here; `false` if the driver offers nothing to wait for.
@@ -200,12 +214,33 @@ pub fn require_root() -> Result<(), PortsError> {
     if rustix::process::geteuid().is_root() { Ok(()) } else { Err(PortsError::NotRoot) }
 }
 
-/// Starts DPDK and all ports.
+/// Which shard owns which flows, as NICs can be told: by a Toeplitz hash over one side's address and port, modulo 128.
+#[derive(Debug, Clone, Copy)]
+pub struct Buckets {
+    /// The Toeplitz key.
+    pub key: [u8; 52],
+    /// The shard of each bucket.
+    pub shards: [u16; RSS_BUCKETS],
+}
+
+impl Buckets {
+    /// What a port of so many queues is told: queue n is shard n's.
+    fn rss(&self, side: Side, queues: u16) -> Rss {
+        let side = match side {
+            Side::Clients => RssSide::Source,
+            Side::Hosts => RssSide::Destination,
+            Side::Both => RssSide::Both,
+        };
+        Rss { key: self.key, side, table: self.shards.map(|shard| shard % queues.max(1)) }
+    }
+}
+
+/// Starts DPDK and all ports. With `buckets`, NICs of several queues are told which flows belong to which.
 ///
 /// # Errors
 ///
 /// [`PortsError`], each with what to do about it.
-pub fn open(config: &Config) -> Result<Opened, PortsError> {
+pub fn open(config: &Config, buckets: Option<&Buckets>) -> Result<Opened, PortsError> {
     let settings = &config.dataplane;
     for port in config.ports.iter().filter(|port| crate::knowledge::vlan(port).is_none()) {
         let source = |source| PortsError::Device { port: port.name.clone(), source };
@@ -232,7 +267,7 @@ pub fn open(config: &Config) -> Result<Opened, PortsError> {
     let pool = Mempool::new(
         eal,
         "weir",
-        PoolConfig { mbufs: settings.mbufs, cache: 256, data_room: largest.saturating_add(26).max(2048) },
+        PoolConfig { mbufs: settings.mbufs, cache: 256, data_room: PoolConfig::data_room_for(largest) },
     )?;
     let mut opened = Opened {
         ports: Vec::new(),
@@ -242,7 +277,7 @@ pub fn open(config: &Config) -> Result<Opened, PortsError> {
         kept_by_drivers: 0,
     };
     for (index, port) in config.ports.iter().enumerate() {
-        opened.open_port(eal, index, port, twin_rates(settings))?;
+        opened.open_port(eal, index, port, twin_rates(settings), buckets)?;
     }
     Ok(opened)
 }
@@ -254,6 +289,7 @@ impl Opened {
         index: usize,
         settings: &weir_config::Port,
         rates: TwinRates,
+        buckets: Option<&Buckets>,
     ) -> Result<(), PortsError> {
         if let Device::Vlan { parent, .. } = settings.device {
             self.ports.push(Vec::new());
@@ -277,19 +313,18 @@ impl Opened {
         let mut started_ports = Vec::new();
         let mut shard = 0;
         for (idle, queues) in idle {
-            let config = PortConfig {
-                rx_queues: queues,
-                tx_queues: queues,
-                mtu: settings.mtu,
-                promiscuous: settings.mac.is_some(),
-                ..PortConfig::default()
-            };
+            let config = port_config(settings, queues, buckets);
             let started = idle.start(&config, self.pool).map_err(in_port)?;
+            let nic = matches!(settings.device, Device::Pci(_));
+            if nic {
+                tell(settings, &started.port);
+            }
             if matches!(settings.device, Device::AfXdp(_)) {
                 self.kept_by_drivers += AF_XDP_FILL_RING * u32::from(queues);
             }
             for (rx, tx) in started.rx.into_iter().zip(started.tx) {
-                self.ends.queues.insert((shard, index), PortQueue::new(rx, tx, self.pool));
+                let queue = PortQueue::new(rx, tx, self.pool);
+                self.ends.queues.insert((shard, index), if nic { queue.of_nic() } else { queue });
                 shard += 1;
             }
             started_ports.push(started.port);
@@ -318,7 +353,7 @@ impl Opened {
                 let [a, b, c, d, e, f] = mac;
                 vdev.args += &format!(",mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
                 let idle = self.add_vdev(eal, vdev, settings)?;
-                let config = PortConfig { mtu: settings.mtu, ..PortConfig::default() };
+                let config = PortConfig { mtu: crate::twin::mtu(settings), ..PortConfig::default() };
                 let started = idle.start(&config, self.pool).map_err(in_port)?;
                 let queue = started.rx.into_iter().zip(started.tx).next();
                 self.ends.twins.extend(queue.map(|(rx, tx)| (index, PortQueue::new(rx, tx, self.pool))));
@@ -339,6 +374,45 @@ impl Opened {
 pub fn twin_rates(settings: &weir_config::Dataplane) -> TwinRates {
     let twin = &settings.twin;
     TwinRates { rest: twin.packets_per_second, control: twin.control_packets_per_second }
+}
+
+/// What a port's device is told. Kernel interfaces keep their own address, which others use too; a NIC is all ours.
+fn port_config(settings: &weir_config::Port, queues: u16, buckets: Option<&Buckets>) -> PortConfig {
+    let nic = matches!(settings.device, Device::Pci(_));
+    PortConfig {
+        rx_queues: queues,
+        tx_queues: queues,
+        rx_descriptors: settings.rx_descriptors,
+        tx_descriptors: settings.tx_descriptors,
+        mtu: settings.mtu,
+        promiscuous: settings.mac.is_some() && !nic,
+        all_multicast: nic,
+        mac: settings.mac.filter(|_| nic),
+        flow_control: match settings.flow_control {
+            weir_config::FlowControl::Keep => FlowControl::Keep,
+            weir_config::FlowControl::Off => FlowControl::Off,
+            weir_config::FlowControl::Rx => FlowControl::Rx,
+            weir_config::FlowControl::Tx => FlowControl::Tx,
+            weir_config::FlowControl::Full => FlowControl::Full,
+        },
+        rss: buckets.map(|buckets| buckets.rss(settings.side, queues)),
+    }
+}
+
+/// Logs what a NIC made of it.
+fn tell(settings: &weir_config::Port, port: &Port) {
+    let (info, rss) = (port.info(), port.rss());
+    tracing::info!(
+        port = %settings.name, driver = %info.driver, queues = settings.queues, mtu = settings.mtu, %rss,
+        promiscuous = port.promiscuous(), fastest_mbps = info.fastest_mbps.unwrap_or(0), "NIC started"
+    );
+    match rss {
+        RssState::Hint(_) => tracing::info!(
+            port = %settings.name,
+            "packets may come to another shard than their flow's and are handed over; a one-armed port or trunk is exact one way at most"
+        ),
+        RssState::Exact(_) | RssState::None => {}
+    }
 }
 
 fn device(device: &Device) -> weir_dpdk::Device {

@@ -58,6 +58,13 @@ pub enum TwinError {
     },
 }
 
+/// The twin's MTU: DPDK's TAP driver takes no frames that are larger than Ethernet's ordinary ones, whatever the port does. The
+/// kernel's own connections agree on it.
+#[must_use]
+pub fn mtu(port: &Port) -> u16 {
+    port.mtu.min(ORDINARY_MTU)
+}
+
 /// Makes all twins ready.
 ///
 /// # Errors
@@ -92,14 +99,14 @@ async fn prepare_one(netlink: &Handle, port: &Port, twin: &str) -> Result<(), Tw
     let refused = |step: String| {
         move |source| TwinError::Refused { port: port.name.clone(), twin: twin.to_owned(), step, source }
     };
-    let link = LinkUnspec::new_with_index(index).mtu(u32::from(port.mtu)).up().build();
-    netlink.link().set(link).execute().await.map_err(refused(format!("mtu {} up", port.mtu)))?;
+    let link = LinkUnspec::new_with_index(index).mtu(u32::from(mtu(port))).up().build();
+    netlink.link().set(link).execute().await.map_err(refused(format!("mtu {} up", mtu(port))))?;
     for net in &port.addresses {
         let request = netlink.address().add(index, net.addr(), net.prefix_len()).replace();
         request.execute().await.map_err(refused(format!("address {net}")))?;
     }
     let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    info!(port = %port.name, %twin, mac = %mac.join(":"), mtu = port.mtu, addresses = ?port.addresses, "twin is up");
+    info!(port = %port.name, %twin, mac = %mac.join(":"), mtu = mtu(port), addresses = ?port.addresses, "twin is up");
     Ok(())
 }
 
@@ -162,5 +169,25 @@ fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+const ORDINARY_MTU: u16 = 1500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_takes_ordinary_frames_only() {
+        let yaml = "
+unit: { id: 1, name: weir-1 }
+dataplane: { hugepages: true, memory: 1GiB }
+ports:
+  - { name: front, device: '0000:03:00.0', twin: front0, mtu: 1400, addresses: [192.0.2.1/24] }
+  - { name: farm, device: '0000:03:00.1', twin: farm0, mtu: 9000, addresses: [10.20.0.1/16] }
+";
+        let config = weir_config::check("test.yaml", yaml, &weir_config::Machine::default()).unwrap();
+        assert_eq!(config.ports.iter().map(mtu).collect::<Vec<_>>(), [1400, 1500]);
     }
 }

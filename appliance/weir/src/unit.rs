@@ -25,7 +25,7 @@ use crate::allotments::{Standings, UnitAllotments};
 use crate::control::{self, ControlError};
 use crate::core_thread::{Cores, SpawnError};
 use crate::knowledge::Knowledge;
-use crate::ports::{self, PortsError};
+use crate::ports::{self, Buckets, PortsError};
 
 /// What shards and classifiers are made from, whatever their queues are.
 pub struct Assembly<'a> {
@@ -167,9 +167,10 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     ports::require_root()?;
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
-    let opened = ports::open(&config)?;
     let seed = config.dataplane.seed.unwrap_or_else(random_seed);
     let key = bucket_key(&config, seed);
+    let buckets = Buckets { key: *key.bytes(), shards: Owners::new(&key, config.dataplane.shards).table() };
+    let opened = ports::open(&config, Some(&buckets))?;
     let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key);
     let generation = knowledge.next_generation();
     let farm = Arc::new(Farm::new(knowledge.farm()));

@@ -181,10 +181,42 @@ pub struct PortStatus {
     pub mac: String,
     /// Whether the link is up.
     pub link_up: bool,
+    /// How its device spreads packets over its receive queues.
+    #[serde(default)]
+    pub rss: RssStatus,
     /// What was received.
     pub rx: PortCounters,
     /// What was sent.
     pub tx: PortCounters,
+}
+
+/// How a port's device spreads packets over its receive queues.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum RssStatus {
+    /// As the shards own flows, on one side of packets: each comes to its owner.
+    Exact {
+        /// `source` or `destination`.
+        by: String,
+    },
+    /// By a hash that no shard can rely on.
+    Hint {
+        /// Why it is not exact.
+        why: String,
+    },
+    /// It does not: one queue, or the kernel chooses.
+    #[default]
+    None,
+}
+
+impl fmt::Display for RssStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RssStatus::Exact { by } => write!(f, "exact ({by})"),
+            RssStatus::Hint { .. } => f.write_str("hint"),
+            RssStatus::None => f.write_str("none"),
+        }
+    }
 }
 
 /// One direction of a port, from the unit's start.

@@ -28,8 +28,9 @@ pub use problem::Mistake;
 pub use report::{Problem, Report, Severity};
 use serde_yaml::Value;
 pub use types::{
-    Admin, Agents, Config, Dataplane, Device, DirectiveState, Endpoint, Host, Idle, Mode, Neighbour, NoEndpoint, Pool,
-    Port, Ports, Probe, ProbeKind, Protocol, Route, Select, Service, Take, Timeouts, Twins, Unit,
+    Admin, Agents, Config, Dataplane, Device, DirectiveState, Endpoint, FlowControl, Host, Idle, Mode, Neighbour,
+    NoEndpoint, Pool, Port, Ports, Probe, ProbeKind, Protocol, Route, Select, Service, Side, Take, Timeouts, Twins,
+    Unit,
 };
 
 /// Loads a unit's configuration for this machine.

@@ -236,13 +236,22 @@ pub enum Mistake {
         /// Needed memory.
         need_mib: u64,
     },
-    /// Packet buffers that the receive queues alone could use up.
-    #[error("{mbufs} packet buffers are few for {queues} queues")]
+    /// Packet buffers that could all be held somewhere while packets come in.
+    #[error(
+        "{mbufs} packet buffers are few: the ports' queues hold up to {queues}, the rings {rings}, the classifiers {pending}, \
+         the cores' caches {caches}"
+    )]
     FewMbufs {
         /// Number of packet buffers.
         mbufs: u32,
-        /// Queues of all ports.
+        /// In receive and transmit queues of ports and twins.
         queues: u64,
+        /// In rings between shards and classifiers.
+        rings: u64,
+        /// Waiting for a decision.
+        pending: u64,
+        /// In the pool's caches.
+        caches: u64,
         /// Advised number.
         advised: u64,
     },
@@ -492,6 +501,12 @@ pub enum Mistake {
         /// The key.
         key: &'static str,
     },
+    /// A setting that this kind of device does not have.
+    #[error("is a setting of {what} devices")]
+    NotOfDevice {
+        /// Which have it.
+        what: &'static str,
+    },
     /// A host that serves nothing.
     #[error("host `{host}` is in no service")]
     UnusedHost {
@@ -540,7 +555,9 @@ impl Mistake {
             Mistake::IdleCpus { of, .. } => format!("at least as many {of} as CPUs"),
             Mistake::QueuesOverShards { shards, .. } => format!("1 to {shards} queues, or more dataplane.shards"),
             Mistake::MemoryShort { need_mib, .. } => format!("memory: {need_mib}MiB, or fewer mbufs"),
-            Mistake::FewMbufs { advised, .. } => format!("mbufs: {advised}, a receive ring of 1024 for each queue"),
+            Mistake::FewMbufs { advised, .. } => {
+                format!("mbufs: {advised}, or fewer queues, descriptors, shards or pending")
+            }
             Mistake::PendingOverMbufs { .. } => "fewer pending, or more mbufs".to_owned(),
             Mistake::PciWithoutHugepages => "dataplane.hugepages: true; a NIC writes to physical memory".to_owned(),
             Mistake::TwinMissing { .. } => {
@@ -586,7 +603,9 @@ impl Mistake {
             Mistake::ProbePort { .. } => "port: PORT that answers probes".to_owned(),
             Mistake::RepliesAlike { .. } => "a port or address of its own for each service, on the host".to_owned(),
             Mistake::MtuOverParent { most, .. } => format!("at most {most}"),
-            Mistake::OfParent { .. } | Mistake::NoPorts { .. } => "leave it out".to_owned(),
+            Mistake::OfParent { .. } | Mistake::NotOfDevice { .. } | Mistake::NoPorts { .. } => {
+                "leave it out".to_owned()
+            }
             Mistake::TranslatesPorts { .. } => "another mode".to_owned(),
             Mistake::UnusedHost { .. } => "an endpoint of a service, or leave it out".to_owned(),
             Mistake::NoServices => "at least one service".to_owned(),

@@ -163,6 +163,40 @@ pub struct Port {
     /// Kernel interface (TAP) that stands for the port; always given with `AfXdp` and `Pci`, never with `AfPacket`. For a VLAN an
     /// interface that the kernel has on the parent's, always given unless the parent has none.
     pub twin: Option<String>,
+    /// Who is behind it; for a VLAN of no matter, as the three below.
+    pub side: Side,
+    /// Packets that a receive queue can hold.
+    pub rx_descriptors: u16,
+    /// Packets that a transmit queue can hold.
+    pub tx_descriptors: u16,
+    /// Pause frames; other than `Keep` for PCI devices alone.
+    pub flow_control: FlowControl,
+}
+
+/// Who is behind a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Clients, or the routers to them.
+    Clients,
+    /// Hosts.
+    Hosts,
+    /// Both, or it is not known.
+    Both,
+}
+
+/// Who may pause whom, by Ethernet's pause frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowControl {
+    /// As the device has it.
+    Keep,
+    /// Nobody.
+    Off,
+    /// The other end may pause the port.
+    Rx,
+    /// The port may pause the other end.
+    Tx,
+    /// Both.
+    Full,
 }
 
 /// What a port is made of.

@@ -18,25 +18,32 @@
 
 #![allow(unsafe_code, reason = "this crate is where DPDK is made safe; each use carries its SAFETY note")]
 
+mod bring_up;
 mod device;
 mod eal;
 mod errno;
+mod filters;
+mod live;
 mod log;
 mod mbuf;
 mod mempool;
 mod port;
 mod queue;
 mod ring;
+mod rss;
 mod sockets;
 mod testing;
+mod values;
 
 pub use device::{Device, DeviceError, Vdev};
 pub use eal::{Eal, EalError, EalOptions, LogLevel, MemoryMode, RegisteredThread, reserved_hugepages};
 pub use errno::Errno;
+pub use filters::FlowControl;
 pub use mbuf::{Checksum, Mbuf, free_burst};
 pub use mempool::{Mempool, PoolConfig, PoolError};
 pub use port::{IdlePort, Link, Port, PortConfig, PortError, PortInfo, Started, Statistics};
 pub use queue::{RxQueue, TxQueue};
 pub use ring::RingError;
+pub use rss::{RSS_BUCKETS, Rss, RssShortfall, RssSide, RssState};
 pub use sockets::PacketSockets;
 pub use testing::test_eal;

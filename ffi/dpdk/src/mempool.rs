@@ -10,6 +10,7 @@ use weir_dpdk_sys as sys;
 use crate::eal::{CONTROL, Eal};
 use crate::errno::Errno;
 use crate::mbuf::Mbuf;
+use crate::port::OVERHEAD;
 
 /// A pool of packet buffers. It lasts as long as the process, since a buffer may outlive every handle; so the handle is free to
 /// copy, and pools are made at start, not on the way.
@@ -27,7 +28,7 @@ pub struct PoolConfig {
     pub mbufs: u32,
     /// Buffers that each thread known to EAL may keep for itself (0 to 512, at most two thirds of `mbufs`).
     pub cache: u32,
-    /// Bytes for a frame in each buffer, without the headroom: at least MTU + 26.
+    /// Bytes for a frame in each buffer, without the headroom: see [`PoolConfig::data_room_for`].
     pub data_room: u16,
 }
 
@@ -38,6 +39,13 @@ impl Default for PoolConfig {
 }
 
 impl PoolConfig {
+    /// The room that keeps frames of this MTU in one buffer with every driver: physical NICs divide it by 128 bytes or by 1 KiB and
+    /// use the whole parts only, so that with exactly MTU + 26 they would cut large frames in two.
+    #[must_use]
+    pub fn data_room_for(mtu: u16) -> u16 {
+        mtu.saturating_add(OVERHEAD).checked_next_multiple_of(1024).unwrap_or(u16::MAX).max(LEAST_DATA_ROOM)
+    }
+
     /// The memory it takes, about, in bytes: what [`crate::MemoryMode::NoHuge`] has to have beside 16 MiB for the rest.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -191,6 +199,25 @@ unsafe impl Send for Mempool {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Mempool {}
 
+/// What many drivers expect at least.
+const LEAST_DATA_ROOM: u16 = 2048;
 /// `SOCKET_ID_ANY`: memory from any NUMA node.
 const ANY_SOCKET: c_int = -1;
 const EINVAL: i32 = 22;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_fits_into_what_a_nic_makes_of_the_room() {
+        assert_eq!([1500, 1998, 1999, 9000, 9600].map(PoolConfig::data_room_for), [2048, 2048, 2048, 9216, 10240]);
+        for mtu in 68..=9600 {
+            let room = PoolConfig::data_room_for(mtu);
+            // i40e and ice, ixgbe and igb.
+            for granularity in [128, 1024] {
+                assert!(room / granularity * granularity >= mtu + OVERHEAD, "MTU {mtu}, parts of {granularity}");
+            }
+        }
+    }
+}

@@ -4,16 +4,20 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{fmt, ptr};
 
 use weir_dpdk_sys as sys;
 
+use crate::bring_up::{Running, configure};
 use crate::eal::{CONTROL, Eal};
 use crate::errno::Errno;
+use crate::filters::FlowControl;
 use crate::mempool::Mempool;
 use crate::queue::{RxQueue, TxQueue};
 use crate::ring::Rings;
+use crate::rss::{Rss, RssState};
+use crate::values::fastest;
 use crate::{log, sockets};
 
 /// A port that nobody else has and that is not started.
@@ -38,11 +42,31 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Whether frames for other stations' addresses are received too.
     pub promiscuous: bool,
+    /// Whether all multicast is received: physical NICs drop IPv6's neighbour discovery else. Where the device refuses, it is made
+    /// promiscuous.
+    pub all_multicast: bool,
+    /// The address to receive for instead of the device's own; where the device refuses it, it is made promiscuous.
+    pub mac: Option<[u8; 6]>,
+    /// Pause frames.
+    pub flow_control: FlowControl,
+    /// How packets are spread over several receive queues; `None`: by the device's own key and table.
+    pub rss: Option<Rss>,
 }
 
 impl Default for PortConfig {
     fn default() -> Self {
-        Self { rx_queues: 1, tx_queues: 1, rx_descriptors: 1024, tx_descriptors: 1024, mtu: 1500, promiscuous: false }
+        Self {
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            mtu: 1500,
+            promiscuous: false,
+            all_multicast: false,
+            mac: None,
+            flow_control: FlowControl::Keep,
+            rss: None,
+        }
     }
 }
 
@@ -70,6 +94,8 @@ pub struct PortInfo {
     pub max_mtu: u16,
     /// The kernel interface behind it; 0 if there is none.
     pub if_index: u32,
+    /// The fastest of its speeds, in megabits a second; `None` if it does not say.
+    pub fastest_mbps: Option<u32>,
     /// Whether the device spreads flows over queues by a hash of its own.
     pub rss: bool,
 }
@@ -102,6 +128,8 @@ pub struct Statistics {
     pub tx_errors: u64,
     /// Packets that were not received because the pool was empty.
     pub rx_no_mbuf: u64,
+    /// Frames that came in several buffers, since they were larger than one, and were dropped.
+    pub rx_multi_segment: u64,
 }
 
 /// Why a port was not found or did not start. After [`PortError::Step`] its virtual device is gone, otherwise it is untouched.
@@ -162,7 +190,7 @@ pub enum PortError {
 }
 
 /// Ethernet header, two VLAN tags and the checksum that some devices leave at the end.
-const OVERHEAD: u16 = 14 + 8 + 4;
+pub(crate) const OVERHEAD: u16 = 14 + 8 + 4;
 
 impl IdlePort {
     /// Takes the port of a device by its name: a virtual device's (`net_ring0`) or a PCI address.
@@ -249,8 +277,8 @@ impl IdlePort {
         let can = port_info(&info);
         self.check(config, &can, pool)?;
         let (result, log) = log::quoting(|| configure(&mut self.device, config, &info, pool));
-        let descriptors = match result {
-            Ok(descriptors) => descriptors,
+        let running = match result {
+            Ok(running) => running,
             Err((step, errno)) => {
                 let error = self.step(step, errno, log);
                 drop(control);
@@ -261,10 +289,11 @@ impl IdlePort {
         fds.extend(sockets::since(&before));
         // The driver opened one for each queue, in the queues' order; if the numbers do not fit it is not known which is whose.
         let sockets = Sockets { per_queue: fds.len() == usize::from(config.rx_queues), fds };
-        let promiscuous = config.promiscuous;
+        let Running { rx_descriptors: descriptors, rss, promiscuous } = running;
         drop(control);
         let Self { device, name } = self;
-        let shared = Arc::new(Shared { device, name, info: can, sockets, promiscuous });
+        let multi_segment = AtomicU64::new(0);
+        let shared = Arc::new(Shared { device, name, info: can, sockets, promiscuous, rss, multi_segment });
         Ok(Started {
             rx: (0..config.rx_queues).map(|queue| RxQueue::new(Arc::clone(&shared), queue, descriptors)).collect(),
             tx: (0..config.tx_queues).map(|queue| TxQueue::new(Arc::clone(&shared), queue)).collect(),
@@ -293,66 +322,7 @@ impl IdlePort {
     }
 }
 
-/// The calls between a probed device and a running one, under the control lock: how many descriptors a receive queue has. An error
-/// names the step.
-fn configure(
-    device: &mut DeviceHandle,
-    config: &PortConfig,
-    info: &sys::rte_eth_dev_info,
-    pool: Mempool,
-) -> Result<u16, (&'static str, Errno)> {
-    let id = device.id;
-    let step = |name| move |errno| (name, errno);
-    let mut conf = sys::rte_eth_conf::default();
-    conf.rxmode.mtu = u32::from(config.mtu);
-    if port_info(info).driver == "net_af_packet" {
-        // It says 1518 bytes and means its argument `framesz`.
-        conf.rxmode.mtu = conf.rxmode.mtu.min(ORDINARY_MTU);
-    }
-    if config.rx_queues > 1 && info.flow_type_rss_offloads != 0 {
-        conf.rxmode.mq_mode = sys::rte_eth_rx_mq_mode_RTE_ETH_MQ_RX_RSS;
-        conf.rx_adv_conf.rss_conf.rss_hf = info.flow_type_rss_offloads & RSS_ADDRESSES_AND_PORTS;
-    }
-    let (mut rx_descriptors, mut tx_descriptors) = (config.rx_descriptors, config.tx_descriptors);
-    // SAFETY: EAL runs and the port is claimed. -1 means any node and has the same bits in the unsigned type that is asked for below.
-    let node = unsafe { sys::rte_eth_dev_socket_id(id) }.cast_unsigned();
-    device.configured = true;
-    // SAFETY: (of this and all calls below) the port is claimed by `device`, so nobody else configures or uses it, and the control
-    // lock is held; structures and places for results live during each call; the pool lives for ever.
-    Errno::check(unsafe { sys::rte_eth_dev_configure(id, config.rx_queues, config.tx_queues, &raw const conf) })
-        .map_err(step("configuring"))?;
-    // SAFETY: see above.
-    Errno::check(unsafe {
-        sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &raw mut rx_descriptors, &raw mut tx_descriptors)
-    })
-    .map_err(step("adjusting the queues' sizes"))?;
-    for queue in 0..config.rx_queues {
-        // SAFETY: see above; no receive configuration means the driver's own.
-        Errno::check(unsafe {
-            sys::rte_eth_rx_queue_setup(id, queue, rx_descriptors, node, ptr::null(), pool.as_ptr())
-        })
-        .map_err(step("setting up a receive queue"))?;
-    }
-    for queue in 0..config.tx_queues {
-        // SAFETY: see above; likewise.
-        Errno::check(unsafe { sys::rte_eth_tx_queue_setup(id, queue, tx_descriptors, node, ptr::null()) })
-            .map_err(step("setting up a transmit queue"))?;
-    }
-    // SAFETY: see above.
-    Errno::check(unsafe { sys::rte_eth_dev_start(id) }).map_err(step("starting"))?;
-    device.started = true;
-    if config.promiscuous {
-        // SAFETY: see above.
-        match Errno::check(unsafe { sys::rte_eth_promiscuous_enable(id) }) {
-            // A device without address filters receives everything anyway.
-            Ok(_) | Err(Errno(ENOTSUP)) => {}
-            Err(errno) => return Err(("receiving promiscuously", errno)),
-        }
-    }
-    Ok(rx_descriptors)
-}
-
-fn port_info(info: &sys::rte_eth_dev_info) -> PortInfo {
+pub(crate) fn port_info(info: &sys::rte_eth_dev_info) -> PortInfo {
     // SAFETY: DPDK sets it to the driver's name, a string in the loaded driver; null only if the device has none.
     let driver = (!info.driver_name.is_null()).then(|| unsafe { CStr::from_ptr(info.driver_name) });
     PortInfo {
@@ -361,6 +331,7 @@ fn port_info(info: &sys::rte_eth_dev_info) -> PortInfo {
         max_tx_queues: info.max_tx_queues,
         max_mtu: info.max_mtu,
         if_index: info.if_index,
+        fastest_mbps: fastest(info.speed_capa),
         rss: info.flow_type_rss_offloads != 0,
     }
 }
@@ -388,6 +359,18 @@ impl Port {
     #[must_use]
     pub fn info(&self) -> &PortInfo {
         &self.shared.info
+    }
+
+    /// What its receive-side scaling came to.
+    #[must_use]
+    pub fn rss(&self) -> RssState {
+        self.shared.rss
+    }
+
+    /// Whether it receives whatever comes, since that was asked for or the device refused to filter as it should.
+    #[must_use]
+    pub fn promiscuous(&self) -> bool {
+        self.shared.promiscuous
     }
 
     /// Its Ethernet address.
@@ -435,7 +418,14 @@ impl Port {
             rx_errors: stats.ierrors,
             tx_errors: stats.oerrors,
             rx_no_mbuf: stats.rx_nombuf,
+            rx_multi_segment: self.multi_segment_drops(),
         })
+    }
+
+    /// Frames that came in several buffers and were dropped, on all of its queues.
+    #[must_use]
+    pub fn multi_segment_drops(&self) -> u64 {
+        self.shared.multi_segment.load(Ordering::Relaxed)
     }
 
     /// How many sockets the driver has that an idle core can wait for; see [`crate::PacketSockets`].
@@ -456,6 +446,9 @@ pub(crate) struct Shared {
     info: PortInfo,
     sockets: Sockets,
     promiscuous: bool,
+    rss: RssState,
+    /// Frames of several buffers that queues have dropped: written by their readers, read by whoever has the port.
+    multi_segment: AtomicU64,
 }
 
 impl Shared {
@@ -463,8 +456,17 @@ impl Shared {
         self.device.id
     }
 
+    pub(crate) fn info(&self) -> &PortInfo {
+        &self.info
+    }
+
     pub(crate) fn all_sockets(&self) -> &[RawFd] {
         &self.sockets.fds
+    }
+
+    /// Counts dropped frames of several buffers.
+    pub(crate) fn count_multi_segment(&self, frames: u64) {
+        self.multi_segment.fetch_add(frames, Ordering::Relaxed);
     }
 
     /// The sockets that packets for `queue` may come from.
@@ -499,10 +501,10 @@ struct Sockets {
 
 /// The claim on a port. Its end closes the device (and removes a virtual one), if it was touched.
 #[derive(Debug)]
-struct DeviceHandle {
-    id: u16,
-    configured: bool,
-    started: bool,
+pub(crate) struct DeviceHandle {
+    pub(crate) id: u16,
+    pub(crate) configured: bool,
+    pub(crate) started: bool,
     /// The rings behind a port made of rings: freed after the port, and after the other end.
     rings: Option<Arc<Rings>>,
 }
@@ -577,10 +579,5 @@ impl Drop for DeviceHandle {
 static CLAIMED: [AtomicBool; sys::RTE_MAX_ETHPORTS as usize] =
     [const { AtomicBool::new(false) }; sys::RTE_MAX_ETHPORTS as usize];
 
-/// `RTE_ETH_RSS_IP | RTE_ETH_RSS_TCP | RTE_ETH_RSS_UDP`, whose macros bindgen cannot evaluate.
-const RSS_ADDRESSES_AND_PORTS: u64 = 0b10_1111_1011_1100;
-/// Ethernet's own MTU.
-const ORDINARY_MTU: u32 = 1500;
 /// `RTE_ETH_NAME_MAX_LEN`.
 const NAME_SIZE: usize = 64;
-const ENOTSUP: i32 = 95;

@@ -16,13 +16,12 @@ pub struct RxQueue {
     port: u16,
     queue: u16,
     descriptors: u16,
-    multi_segment: u64,
     shared: Arc<Shared>,
 }
 
 impl RxQueue {
     pub(crate) fn new(shared: Arc<Shared>, queue: u16, descriptors: u16) -> Self {
-        Self { port: shared.id(), queue, descriptors, multi_segment: 0, shared }
+        Self { port: shared.id(), queue, descriptors, shared }
     }
 
     /// Appends to `out` what has arrived, at most what fits, and returns how many. Never waits. Some drivers hand out nothing if
@@ -51,7 +50,7 @@ impl RxQueue {
         kept
     }
 
-    /// Frees those of several segments, moves the others to the front and returns how many they are.
+    /// Frees and counts those of several segments, moves the others to the front and returns how many they are.
     #[cold]
     fn drop_multi_segment(&mut self, raw: &mut [NonNull<sys::rte_mbuf>]) -> usize {
         let mut kept = 0;
@@ -63,9 +62,10 @@ impl RxQueue {
                 raw[kept] = raw[at];
                 kept += 1;
             } else {
-                self.multi_segment += 1;
+                drop(packet);
             }
         }
+        self.shared.count_multi_segment((raw.len() - kept) as u64);
         kept
     }
 
@@ -84,12 +84,6 @@ impl RxQueue {
         u32::try_from(status).ok().map(|status| status == sys::RTE_ETH_RX_DESC_DONE)
     }
 
-    /// Frames that came in several pieces and were dropped: they were larger than the pool's buffers.
-    #[must_use]
-    pub fn multi_segment_drops(&self) -> u64 {
-        self.multi_segment
-    }
-
     /// The port's index.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -100,6 +94,12 @@ impl RxQueue {
     #[must_use]
     pub fn index(&self) -> u16 {
         self.queue
+    }
+
+    /// The fastest that its device can be, in megabits a second; see [`crate::PortInfo::fastest_mbps`].
+    #[must_use]
+    pub fn fastest_mbps(&self) -> Option<u32> {
+        self.shared.info().fastest_mbps
     }
 
     /// The driver's own socket for this queue, where it is known which it is; see [`crate::PacketSockets`].

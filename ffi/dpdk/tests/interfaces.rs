@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use weir_dpdk::{
-    Device, EalError, IdlePort, Mbuf, Mempool, PacketSockets, PoolConfig, PortConfig, PortError, Started, test_eal,
+    Device, EalError, FlowControl, IdlePort, Mbuf, Mempool, PacketSockets, PoolConfig, PortConfig, PortError, Started,
+    test_eal,
 };
 
 type Burst = ArrayVec<Mbuf, 32>;
@@ -229,6 +230,41 @@ fn a_tap_and_the_kernels_end_of_it() {
     assert_eq!(received.iter().map(|mbuf| mbuf.data()[14]).collect::<Vec<_>>(), [0, 1, 2, 3]);
     drop((twin, kernel, sockets, received));
     assert_eq!(pool.in_use(), 0);
+}
+
+#[test]
+fn a_device_takes_address_multicast_and_mtu() {
+    if !own_namespace() {
+        return;
+    }
+    let pool = Mempool::new(test_eal(), "filters", PoolConfig { mbufs: 4095, cache: 0, data_room: 2048 }).unwrap();
+    let mac = [2, 0, 0, 0, 0x77, 1];
+    let config =
+        PortConfig { rx_descriptors: 256, mtu: 1400, mac: Some(mac), all_multicast: true, ..PortConfig::default() };
+    let tap = start("tap:wdflt0", 12, &config, pool).remove(0);
+    assert_eq!(tap.port.mac(), Ok(mac));
+    assert!(!tap.port.promiscuous(), "there was no need");
+    assert_eq!(tap.port.rss(), weir_dpdk::RssState::None, "one queue spreads nothing");
+    let shown = Command::new("ip").args(["link", "show", "wdflt0"]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("02:00:00:00:77:01") && shown.contains("mtu 1400"), "{shown}");
+
+    // An af_packet port shares the operator's interface with the kernel, whose MTU stays.
+    veth("wdflt1", "wdflt2", 1500);
+    let config = PortConfig { mtu: 1300, mac: None, ..config };
+    let shared = start("af_packet:wdflt1", 13, &PortConfig { all_multicast: false, ..config }, pool).remove(0);
+    let shown = Command::new("ip").args(["link", "show", "wdflt1"]).output().unwrap();
+    assert!(String::from_utf8(shown.stdout).unwrap().contains("mtu 1500"));
+    drop(shared);
+
+    let refused = start_refused("tap:wdflt3", 14, &PortConfig { flow_control: FlowControl::Rx, ..config }, pool);
+    assert!(refused.to_string().contains("setting flow control failed"), "{refused}");
+}
+
+fn start_refused(device: &str, index: usize, config: &PortConfig, pool: Mempool) -> PortError {
+    let vdev = device.parse::<Device>().unwrap().vdevs(index, 1, config.mtu).unwrap().remove(0);
+    test_eal().add_vdev(&vdev).unwrap();
+    IdlePort::by_name(test_eal(), &vdev.name).unwrap().start(config, pool).unwrap_err()
 }
 
 #[test]

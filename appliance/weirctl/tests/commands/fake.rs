@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use weir_admin::api::{
     AgentRow, AgentStatus, ApiError, CoreStatus, Counters, Direction, Directive, DirectiveChange, EndpointStatus, Flow,
     Health, HealthChange, HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol,
-    RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status,
-    UnitApi,
+    RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup, RssStatus, ServiceStatus, ShardMove, ShardStatus,
+    Status, UnitApi,
 };
 use weir_admin::server::AdminSocket;
 use weir_identity::{HostId, Incarnation, ServiceId, UnitId};
@@ -54,6 +54,7 @@ impl UnitApi for Fake {
                 device: "af_packet:weir0".into(),
                 mac: "02:00:00:00:00:01".into(),
                 link_up: true,
+                rss: RssStatus::Hint { why: "both sides are hashed".into() },
                 rx: PortCounters { packets: 123_456, bytes: 1_572_864, missed: 7, errors: 0 },
                 tx: PortCounters { packets: 123_000, bytes: 512, missed: 0, errors: 2 },
             }],

@@ -213,6 +213,46 @@ pub struct Port {
     /// where the kernel does not see the packets, and of no use with af_packet. For a VLAN: the kernel's interface for it, which
     /// is the operator's to make; default: the port's interface with `.ID` behind it, such as eth1.100.
     pub twin: Option<String>,
+    /// Who is behind the port, so that a NIC which can hash one side alone brings each packet to the shard that owns its flow.
+    /// Default: both, which is what one-armed ports and trunks have.
+    pub side: Option<Side>,
+    /// Packets that a receive queue can hold, 64 to 16384; a physical NIC's idle cores sleep only as long as these last at line
+    /// rate. Default: 1024.
+    #[schemars(range(min = 64, max = 16_384))]
+    pub rx_descriptors: Option<u32>,
+    /// Packets that a transmit queue can hold, 64 to 16384. Default: 1024.
+    #[schemars(range(min = 64, max = 16_384))]
+    pub tx_descriptors: Option<u32>,
+    /// Ethernet's pause frames (IEEE 802.3x), of PCI devices. Default: keep.
+    pub flow_control: Option<FlowControl>,
+}
+
+/// Who is behind a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Clients, or the routers to them.
+    Clients,
+    /// Hosts.
+    Hosts,
+    /// Both.
+    Both,
+}
+
+/// Who may pause whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowControl {
+    /// As the device has it.
+    Keep,
+    /// Nobody.
+    Off,
+    /// The other end may pause the port.
+    Rx,
+    /// The port pauses the other end when its buffers run out.
+    Tx,
+    /// Both.
+    Full,
 }
 
 /// A static neighbour.

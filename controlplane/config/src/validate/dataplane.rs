@@ -6,7 +6,7 @@ use std::time::Duration;
 use weir_identity::UnitId;
 
 use super::ports::Network;
-use super::{Admin, Check, Unit};
+use super::{Admin, Check, Unit, buffers};
 use crate::machine::Machine;
 use crate::place::Place;
 use crate::problem::Mistake;
@@ -75,7 +75,7 @@ pub(super) fn dataplane(
     };
     if !check.is_damaged(&here) {
         cores(check, &here, &mut dataplane);
-        memory(check, &here, &dataplane, network);
+        buffers::memory(check, &here, &dataplane, network);
     }
     for (i, port) in network.ports.iter().enumerate() {
         let place = Place::root().key("ports").at(i);
@@ -100,26 +100,6 @@ fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
         if cpus > count {
             check.warning(&here.key(key), Mistake::IdleCpus { cpus, count, of });
         }
-    }
-}
-
-/// Compares packet buffers with memory and with who may hold them.
-fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network) {
-    let (mbufs, mtu) = (dataplane.mbufs, network.ports.iter().map(|port| port.mtu).max().unwrap_or(0));
-    let each = MBUF_OVERHEAD + (u64::from(mtu) + ETHERNET).max(DATA_ROOM).next_multiple_of(64);
-    let need_mib = BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
-    if need_mib > dataplane.memory_mib {
-        let memory_mib = dataplane.memory_mib;
-        check.error(&here.key("memory"), Mistake::MemoryShort { memory_mib, mbufs, each, need_mib });
-    }
-    let queues: u64 = network.ports.iter().map(|port| u64::from(port.queues)).sum();
-    let advised = queues * 1024;
-    if advised > u64::from(mbufs) {
-        check.warning(&here.key("mbufs"), Mistake::FewMbufs { mbufs, queues, advised });
-    }
-    let (pending, classifiers) = (dataplane.pending, dataplane.classifiers);
-    if pending * classifiers >= usize::try_from(mbufs).unwrap_or(usize::MAX) {
-        check.error(&here.key("pending"), Mistake::PendingOverMbufs { pending, classifiers, mbufs });
     }
 }
 
@@ -193,11 +173,3 @@ const ROUTES: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000;
 const TWIN_RATES: std::ops::RangeInclusive<u64> = 1..=10_000_000;
 /// CPU numbers that an affinity mask can hold.
 const CPUS: std::ops::RangeInclusive<u64> = 0..=1023;
-/// `rte_mbuf`, headroom, and what the pool adds: its header, trailer and padding.
-const MBUF_OVERHEAD: u64 = 128 + 128 + 192;
-/// What DPDK's drivers expect a buffer to hold at least.
-const DATA_ROOM: u64 = 2048;
-/// Ethernet header and two VLAN tags.
-const ETHERNET: u64 = 14 + 8;
-/// EAL, rings and the pools' tables.
-const BASE_MIB: u64 = 16;

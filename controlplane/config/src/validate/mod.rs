@@ -5,6 +5,7 @@
 //! left unsaid. With any error there is no [`Config`], so the replacements never leave this module.
 
 mod agents;
+mod buffers;
 mod dataplane;
 mod endpoints;
 mod hosts;

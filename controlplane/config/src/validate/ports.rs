@@ -9,7 +9,7 @@ use super::{Check, Seen};
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw;
-use crate::types::{Device, Neighbour, Pool, Port, Route};
+use crate::types::{Device, FlowControl, Neighbour, Pool, Port, Route, Side};
 
 /// The network as configured.
 #[derive(Default)]
@@ -146,7 +146,15 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
                 let (port, most) = (above.name.clone(), above.mtu);
                 check.error(&place.key("mtu"), Mistake::MtuOverParent { mtu, port, most });
             }
-            for (given, key) in [(raw.queues.is_some(), "queues"), (raw.mac.is_some(), "mac")] {
+            let of_parent = [
+                (raw.queues.is_some(), "queues"),
+                (raw.mac.is_some(), "mac"),
+                (raw.side.is_some(), "side"),
+                (raw.rx_descriptors.is_some(), "rx_descriptors"),
+                (raw.tx_descriptors.is_some(), "tx_descriptors"),
+                (raw.flow_control.is_some(), "flow_control"),
+            ];
+            for (given, key) in of_parent {
                 if given {
                     check.error(&place.key(key), Mistake::OfParent { key });
                 }
@@ -161,7 +169,44 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
         let queues = check.number(raw.queues, &place.key("queues"), 1..=1024, 1);
         network.unknown_addresses.push(unknown || raw.addresses.as_ref().map_or(0, Vec::len) != addresses.len());
         let device = device.unwrap_or_else(|| Device::Vdev(String::new()));
-        network.ports.push(Port { name, device, queues, mtu, addresses, mac, twin });
+        let rx_descriptors = check.number(raw.rx_descriptors, &place.key("rx_descriptors"), DESCRIPTORS, 1024);
+        let tx_descriptors = check.number(raw.tx_descriptors, &place.key("tx_descriptors"), DESCRIPTORS, 1024);
+        let flow_control = flow_control(raw.flow_control);
+        if !matches!(device, Device::Pci(_) | Device::Vlan { .. }) && flow_control != FlowControl::Keep {
+            check.error(&place.key("flow_control"), Mistake::NotOfDevice { what: "PCI" });
+        }
+        let side = side(raw.side);
+        network.ports.push(Port {
+            name,
+            device,
+            queues,
+            mtu,
+            addresses,
+            mac,
+            twin,
+            side,
+            rx_descriptors,
+            tx_descriptors,
+            flow_control,
+        });
+    }
+}
+
+fn side(raw: Option<raw::Side>) -> Side {
+    match raw {
+        Some(raw::Side::Clients) => Side::Clients,
+        Some(raw::Side::Hosts) => Side::Hosts,
+        Some(raw::Side::Both) | None => Side::Both,
+    }
+}
+
+fn flow_control(raw: Option<raw::FlowControl>) -> FlowControl {
+    match raw {
+        Some(raw::FlowControl::Keep) | None => FlowControl::Keep,
+        Some(raw::FlowControl::Off) => FlowControl::Off,
+        Some(raw::FlowControl::Rx) => FlowControl::Rx,
+        Some(raw::FlowControl::Tx) => FlowControl::Tx,
+        Some(raw::FlowControl::Full) => FlowControl::Full,
     }
 }
 
@@ -415,3 +460,6 @@ fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Pla
 const LEAST_PORTS: usize = 2047;
 /// The data plane looks each packet's addresses up in a table of these; a few of them make millions of connections.
 const MAX_POOL: usize = 4096;
+
+/// What NICs can, about; each adjusts it to its own limits and multiples.
+const DESCRIPTORS: std::ops::RangeInclusive<u64> = 64..=16_384;
