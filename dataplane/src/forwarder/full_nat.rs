@@ -104,13 +104,21 @@ impl Forwarder {
         if pool.has(named) && pool.shard_of(named) == self.shard && is_free(action).is_some() {
             return Some(action);
         }
-        let attempts = u32::try_from(pool.capacity_per_shard()).map_or(ATTEMPTS, |capacity| capacity.min(ATTEMPTS));
-        (0..attempts).find_map(|attempt| {
+        let to = endpoint_address(farm.endpoint(endpoint)?, key);
+        let search = self.hash.route(&Key::new(to, SocketAddr::new(pool.address(0)?, 0), key.protocol())?);
+        let allowed = self.exhausted.attempts(search, now);
+        let attempts = u32::try_from(pool.capacity_per_shard()).map_or(allowed, |capacity| capacity.min(allowed));
+        let mut tried = 0;
+        let found = (0..attempts).find_map(|attempt| {
+            tried += 1;
             let (address, port) = pool.candidate(hash, attempt, self.shard);
             let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
             let action = Action::Send { endpoint, mode, value };
             is_free(action).map(|_| action)
-        })
+        });
+        self.counters.pool_ports_tried += tried;
+        self.exhausted.ended(search, allowed, found.is_some(), now);
+        found
     }
 
     /// The key of the way back in full-nat, of the direction from the client and its action.
@@ -178,8 +186,6 @@ fn slot(value: u64) -> u32 {
     value as u32
 }
 
-/// Ports that a new connection tries: with one of ten free, one connection in 700,000 finds none.
-const ATTEMPTS: u32 = 128;
 /// By how many bytes an IPv6 header is longer than an IPv4 header.
 const HEADER_DIFFERENCE: u16 = 20;
 /// What a fragment header adds.
