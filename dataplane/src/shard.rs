@@ -530,10 +530,12 @@ impl<Q: Queue> Shard<Q> {
                 let mac = MacAddress(farm.ports[usize::from(port)].mac);
                 let owns = |address| farm.answers_for(port, address);
                 let is_ours = |address| farm.stands_for(address);
-                let echoes = matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_));
-                if echoes && !self.echoes.allow(now) {
+                let asks = responder::asks_for_echo(packet.data(), is_ours);
+                // Before its checksum, which a flood of long ones would make expensive.
+                if asks && !self.echoes.allow(now) {
                     return self.forwarder.drops.count(DropReason::IcmpRate);
                 }
+                let echoes = asks && matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_));
                 if echoes || respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns)) {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
