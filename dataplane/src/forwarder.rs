@@ -13,6 +13,7 @@ mod local;
 mod pairs;
 mod paths;
 mod quick;
+mod tables;
 
 pub use dead_ports::DeadPorts;
 pub use pairs::is_return;

@@ -11,6 +11,7 @@ use weir_identity::EndpointId;
 use zerocopy::FromZeros;
 
 use crate::flow::{self, Key, Key4, Key6};
+use crate::populate::Populate;
 
 /// What is done with the packets of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -555,6 +556,16 @@ impl<S: Slot> RouteTable<S> {
         })
     }
 
+    /// Takes the table's memory now; to be called before the first route.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        debug_assert!(self.is_empty());
+        populate.slice(&mut self.slots)
+    }
+
     /// Routes in the table, expired ones that are not swept yet included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -848,6 +859,18 @@ mod tests {
         }
         let vip = VipPort { vip: u32::MAX, port: 443 };
         assert_eq!(VipPort::from_value(vip.to_value()), vip);
+    }
+
+    #[test]
+    fn a_populated_table_is_told_in_full() {
+        let told = std::sync::atomic::AtomicUsize::new(0);
+        let done = |bytes| drop(told.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed));
+        for huge in [false, true] {
+            let mut table = RouteTable::<Slot4>::new(1 << 16, flow::FlowHash::new(1)).unwrap();
+            table.populate(&Populate::new(huge, &done)).unwrap();
+            assert_eq!(told.swap(0, std::sync::atomic::Ordering::Relaxed), table.bytes());
+            table.insert(&key4(1), route(0), 0).unwrap();
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
+use crate::populate::Populate;
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::sweep::SweepPace;
@@ -164,6 +165,15 @@ impl<Q: Queue> Shard<Q> {
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
+    }
+
+    /// Takes its tables' memory now; to be called before its first turn.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`](weir_cpu::MapError) if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), weir_cpu::MapError> {
+        self.forwarder.populate(populate)
     }
 
     /// Its receive queues, the twins' included.
