@@ -52,6 +52,9 @@ pub enum AssemblyError {
         /// Why.
         source: MapError,
     },
+    /// A thread that took tables' memory panicked; the log has the reason.
+    #[error("taking the tables' memory ended by a panic")]
+    PopulatePanicked,
 }
 
 /// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
@@ -93,6 +96,7 @@ impl Assembly<'_> {
                 hash: hash.clone(),
             })
             .map_err(|source| AssemblyError::Memory { table: format!("route table of shard {number}"), source })?;
+            let forwarder = if self.config.pools.is_empty() { forwarder.without_full_nat() } else { forwarder };
             let ports = (0..self.config.ports.len())
                 .map(|index| {
                     if let Some((parent, id)) = crate::knowledge::vlan(&self.config.ports[index]) {
@@ -146,8 +150,8 @@ pub enum UnitError {
     /// The control plane.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A core's thread panicked; the log has the reason.
-    #[error("core {0} ended by a panic; everything else was stopped")]
+    /// The thread of the core on this CPU panicked; the log has the reason.
+    #[error("the core on CPU {0} panicked (the log says why), so everything was stopped")]
     CorePanicked(usize),
 }
 
@@ -176,7 +180,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         burst: usize::from(config.dataplane.burst),
     };
     let mut ends = opened.ends;
-    let (shards, seats) = assembly.assemble(|shard, port| ends.take(shard, port))?;
+    let (mut shards, mut seats) = assembly.assemble(|shard, port| ends.take(shard, port))?;
+    crate::populate::tables(&config.dataplane, &mut shards, &mut seats)?;
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &farms, &failed)?;
@@ -236,3 +241,6 @@ const NOTICE_RING: usize = 8192;
 const FRAGMENTED_DATAGRAMS: u32 = 8192;
 /// Packets on their way from one shard to another.
 const HANDOVER_RING: usize = 1024;
+
+#[cfg(test)]
+mod tests;

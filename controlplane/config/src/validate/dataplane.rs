@@ -7,19 +7,27 @@ use weir_identity::UnitId;
 
 use super::ports::Network;
 use super::{Admin, Check, Unit};
-use crate::machine::Machine;
+use crate::machine::{Machine, Memory};
+use crate::memory::{self, MemoryNeed};
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw::{self, NumberOrRange};
-use crate::types::{Dataplane, Device, Idle, Timeouts};
+use crate::types::{Dataplane, Device, Idle, Port, Timeouts};
 
 /// Who the unit is and where it is administered.
 pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Unit, Admin) {
     let here = Place::root().key("unit");
-    let mut unit = Unit { id: UnitId(0), name: String::new() };
+    let mut unit = Unit { id: UnitId(0), name: String::new(), state: None };
     if let Some(raw) = check.required(document.unit.as_ref(), &here, "unit: { id: 1, name: weir-1 }") {
         unit.id = UnitId(check.id(raw.id, &here.key("id")).unwrap_or(0));
         unit.name = check.name(raw.name.as_ref(), &here.key("name")).unwrap_or_default().to_owned();
+        if let Some(state) = &raw.state {
+            if !state.starts_with('/') || state.contains('\0') {
+                let (text, expected) = (state.clone(), "an absolute path of a directory");
+                check.error(&here.key("state"), Mistake::Unparsable { text, expected });
+            }
+            unit.state = Some(PathBuf::from(state));
+        }
     }
     let socket = match document.admin.as_ref().and_then(|admin| admin.socket.as_ref()) {
         Some(socket) => {
@@ -38,7 +46,7 @@ pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Un
 pub(super) fn dataplane(
     check: &mut Check,
     raw: Option<&raw::Dataplane>,
-    network: &Network,
+    network: &mut Network,
     machine: &Machine,
 ) -> Dataplane {
     let here = Place::root().key("dataplane");
@@ -48,7 +56,8 @@ pub(super) fn dataplane(
     let classifier_cpus = self::cpus(check, raw.classifier_cpus.as_deref(), &here.key("classifier_cpus"), machine)
         .unwrap_or_else(|| cpus.iter().rev().take(1).copied().collect());
     let most_queues = network.ports.iter().map(|port| usize::from(port.queues)).max().unwrap_or(1);
-    let shards = check.number(raw.shards, &here.key("shards"), 1..=1024, (cpus.len() * 2).max(most_queues));
+    let by_default = cpus.len().max(most_queues).min(MOST_SHARDS);
+    let shards = check.number(raw.shards, &here.key("shards"), 1..=MOST_SHARDS as u64, by_default);
     let classifiers = check.number(raw.classifiers, &here.key("classifiers"), 1..=256, 1);
     let sizes = raw.routes.clone().unwrap_or_default();
     let routes = here.key("routes");
@@ -65,6 +74,7 @@ pub(super) fn dataplane(
         hugepages: raw.hugepages.unwrap_or(false),
         memory_mib: check.mebibytes(raw.memory.as_ref(), &here.key("memory"), 32..=1 << 20, 256),
         mbufs: check.number(raw.mbufs, &here.key("mbufs"), 1024..=1 << 24, 16_384),
+        populate: raw.populate.unwrap_or(true),
         burst: check.number(raw.burst, &here.key("burst"), 1..=32, 32),
         routes_ipv4: check.number(sizes.ipv4, &routes.key("ipv4"), ROUTES, 262_144),
         routes_ipv6: check.number(sizes.ipv6, &routes.key("ipv6"), ROUTES, 65_536),
@@ -72,15 +82,20 @@ pub(super) fn dataplane(
         seed: raw.seed,
         pending: check.number(raw.pending, &here.key("pending"), 1..=65_536, 1024),
     };
+    network.give_queues(dataplane.shards);
     if !check.is_damaged(&here) {
         cores(check, &here, &mut dataplane);
-        memory(check, &here, &dataplane, network);
+        memory(check, &here, &dataplane, network, machine);
     }
-    for (i, port) in network.ports.iter().enumerate() {
+    let real = |(_, port): &(usize, &Port)| !matches!(port.device, Device::Vlan { .. });
+    for (i, port) in network.ports.iter().enumerate().filter(real) {
         let place = Place::root().key("ports").at(i);
         if usize::from(port.queues) > dataplane.shards && !check.is_damaged(&here.key("shards")) {
             let mistake = Mistake::QueuesOverShards { queues: port.queues, shards: dataplane.shards };
             check.error(&place.key("queues"), mistake);
+        } else if usize::from(port.queues) < dataplane.shards && port.queues_given && !check.is_damaged(&here) {
+            let mistake = Mistake::FewQueues { queues: port.queues, shards: dataplane.shards };
+            check.warning(&place.key("queues"), mistake);
         }
         if matches!(port.device, Device::Pci(_)) && !dataplane.hugepages && !check.is_damaged(&here.key("hugepages")) {
             check.error(&place.key("device"), Mistake::PciWithoutHugepages);
@@ -89,7 +104,7 @@ pub(super) fn dataplane(
     dataplane
 }
 
-/// Warns of CPUs that would have no shard or classifier.
+/// Warns of CPUs that would have no shard or classifier, or fewer than others.
 fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
     let pairs = [
         ("cpus", dataplane.cpus.len(), dataplane.shards, "shards"),
@@ -100,18 +115,22 @@ fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
             check.warning(&here.key(key), Mistake::IdleCpus { cpus, count, of });
         }
     }
+    let (shards, cpus) = (dataplane.shards, dataplane.cpus.len());
+    if shards > cpus && shards % cpus != 0 {
+        check.warning(&here.key("shards"), Mistake::UnevenShards { shards, cpus, most: MOST_SHARDS });
+    }
 }
 
 /// Compares packet buffers with memory and with who may hold them.
-fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network) {
-    let (mbufs, mtu) = (dataplane.mbufs, network.ports.iter().map(|port| port.mtu).max().unwrap_or(0));
-    let each = MBUF_OVERHEAD + (u64::from(mtu) + ETHERNET).max(DATA_ROOM).next_multiple_of(64);
-    let need_mib = BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
+fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network, machine: &Machine) {
+    let (mbufs, each) = (dataplane.mbufs, memory::buffer(memory::largest_mtu(&network.ports)));
+    let need_mib = memory::BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
     if need_mib > dataplane.memory_mib {
         let memory_mib = dataplane.memory_mib;
         check.error(&here.key("memory"), Mistake::MemoryShort { memory_mib, mbufs, each, need_mib });
     }
-    let queues: u64 = network.ports.iter().map(|port| u64::from(port.queues)).sum();
+    let real = network.ports.iter().filter(|port| !matches!(port.device, Device::Vlan { .. }));
+    let queues: u64 = real.map(|port| u64::from(port.queues)).sum();
     let advised = queues * 1024;
     if advised > u64::from(mbufs) {
         check.warning(&here.key("mbufs"), Mistake::FewMbufs { mbufs, queues, advised });
@@ -119,6 +138,24 @@ fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Netw
     let (pending, classifiers) = (dataplane.pending, dataplane.classifiers);
     if pending * classifiers >= usize::try_from(mbufs).unwrap_or(usize::MAX) {
         check.error(&here.key("pending"), Mistake::PendingOverMbufs { pending, classifiers, mbufs });
+    }
+    if let Some(has) = machine.memory {
+        all_memory(check, here, dataplane, network, has);
+    }
+}
+
+/// Compares all that a unit takes with what the machine has.
+fn all_memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network, has: Memory) {
+    let need = MemoryNeed::of(dataplane, &network.ports, !network.pools.is_empty());
+    if dataplane.hugepages && need.buffers > has.huge {
+        let (need_mib, has_mib) = (need.buffers.div_ceil(1 << 20), has.huge >> 20);
+        check.error(&here.key("hugepages"), Mistake::FewHugePages { need_mib, has_mib });
+    }
+    // Who does not ask for huge pages gets none of those that are reserved.
+    let usable = if dataplane.hugepages { has.total } else { has.total - has.huge.min(has.total) };
+    if need.total() > usable {
+        let reserved = has.total - usable;
+        check.error(&here.key("routes"), Mistake::MemoryOverMachine { need, usable, reserved });
     }
 }
 
@@ -168,11 +205,5 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const ROUTES: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000;
 /// CPU numbers that an affinity mask can hold.
 const CPUS: std::ops::RangeInclusive<u64> = 0..=1023;
-/// `rte_mbuf`, headroom, and what the pool adds: its header, trailer and padding.
-const MBUF_OVERHEAD: u64 = 128 + 128 + 192;
-/// What DPDK's drivers expect a buffer to hold at least.
-const DATA_ROOM: u64 = 2048;
-/// Ethernet header and two VLAN tags.
-const ETHERNET: u64 = 14 + 8;
-/// EAL, rings and the pools' tables.
-const BASE_MIB: u64 = 16;
+/// Buckets of flows that shards are dealt: one more would have none.
+const MOST_SHARDS: usize = 128;
