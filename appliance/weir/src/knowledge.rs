@@ -7,7 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use weir_config::{Config, Device, DirectiveState, Endpoint as ConfigEndpoint, Service as ConfigService};
 use weir_dataplane::farm::{Endpoint, FarmParts, Neighbour, NoEndpoint, Port, PortId, Prefix, Service, Vip, Way};
-use weir_dataplane::flow::protocol;
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{ToeplitzKey, protocol};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
@@ -27,6 +28,10 @@ pub struct Knowledge {
     pub kernel: Option<Arc<Snapshot>>,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Known>,
+    /// Each of one family.
+    pools: Vec<PoolPorts>,
+    /// Where each pool of the YAML has its IPv4 and its IPv6 addresses.
+    pool_of: Vec<[Option<usize>; 2]>,
     generation: u64,
 }
 
@@ -85,9 +90,10 @@ impl Known {
 }
 
 impl Knowledge {
-    /// What the YAML alone says.
+    /// What the YAML alone says. `key` is of the hash by which pools' ports are dealt.
     #[must_use]
-    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>) -> Self {
+    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>, key: &ToeplitzKey) -> Self {
+        let (pools, pool_of) = pools(&config, &Toeplitz::new(key));
         let endpoints = config
             .services
             .iter()
@@ -103,7 +109,7 @@ impl Knowledge {
                 })
             })
             .collect();
-        Self { config, macs, kernel: None, endpoints, generation: 0 }
+        Self { config, macs, kernel: None, endpoints, pools, pool_of, generation: 0 }
     }
 
     /// The configuration of an endpoint.
@@ -157,7 +163,6 @@ impl Knowledge {
                 vip: vips.iter().zip(0..).find(|(vip, _)| vip.address == service.vip).map_or(0, |(_, index)| index),
             })
             .collect();
-        let (pools, pool_of) = self.pools();
         let endpoints = self
             .endpoints
             .iter()
@@ -174,7 +179,7 @@ impl Knowledge {
                     tunnel: self.tunnel(service.mode, settings.address),
                     pool: match service.mode {
                         weir_config::Mode::FullNat { pool } => {
-                            let [v4, v6] = pool_of[pool];
+                            let [v4, v6] = self.pool_of[pool];
                             if settings.address.is_ipv4() { v4 } else { v6 }
                         }
                         _ => None,
@@ -189,7 +194,7 @@ impl Knowledge {
             vips,
             services,
             endpoints,
-            pools,
+            pools: self.pools.clone(),
             ports: self
                 .macs
                 .iter()
@@ -283,22 +288,6 @@ impl Knowledge {
         wanted.sort_unstable();
         wanted.dedup();
         wanted
-    }
-
-    /// The pools, each of one family; and where each pool of the YAML has its IPv4 and its IPv6 addresses.
-    fn pools(&self) -> (Vec<PoolPorts>, Vec<[Option<usize>; 2]>) {
-        let mut pools = Vec::new();
-        let pool_of = self.config.pools.iter().map(|pool| {
-            [true, false].map(|v4| {
-                let addresses = pool.each_address().filter(|address| address.is_ipv4() == v4).collect();
-                // Validation has seen to it that what has addresses has ports for all shards.
-                let ports = PoolPorts::new(addresses, pool.port_range.clone(), self.config.dataplane.shards).ok()?;
-                pools.push(ports);
-                Some(pools.len() - 1)
-            })
-        });
-        let pool_of = pool_of.collect();
-        (pools, pool_of)
     }
 
     /// The tunnel to an endpoint, from the unit's own address nearest to it.
@@ -418,6 +407,21 @@ pub fn directive(state: DirectiveState) -> Directive {
         DirectiveState::Draining => Directive::Draining,
         DirectiveState::Inactive => Directive::Inactive,
     }
+}
+
+/// The pools, each of one family; and where each pool of the YAML has its IPv4 and its IPv6 addresses.
+fn pools(config: &Config, hash: &Toeplitz) -> (Vec<PoolPorts>, Vec<[Option<usize>; 2]>) {
+    let mut pools = Vec::new();
+    let pool_of = config.pools.iter().map(|pool| {
+        [true, false].map(|v4| {
+            let addresses = pool.each_address().filter(|address| address.is_ipv4() == v4).collect();
+            // Validation has seen to it that what has addresses has ports enough, unless there is one bucket only.
+            pools.push(PoolPorts::of_any_size(addresses, pool.port_range.clone(), hash).ok()?);
+            Some(pools.len() - 1)
+        })
+    });
+    let pool_of = pool_of.collect();
+    (pools, pool_of)
 }
 
 fn mode(mode: weir_config::Mode) -> Mode {

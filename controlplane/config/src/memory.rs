@@ -31,7 +31,8 @@ impl MemoryNeed {
         };
         let each = |all: usize| bytes(all.div_ceil(shards) * shards);
         let translations = each(dataplane.routes_ipv4) * TRANSLATION4 + each(dataplane.routes_ipv6) * TRANSLATION6;
-        let handovers = bytes(shards * (shards - 1)) * HANDOVER_RING * HANDOVER;
+        let ring = bytes((HANDOVERS / shards).clamp(512, 4096)) * HANDOVER + OUTBOX;
+        let handovers = bytes(shards * (shards - 1)) * ring + bytes(shards) * ERRANDS;
         let diverts = bytes(shards * classifiers) * LINK;
         let fragments = FRAGMENTED_DATAGRAMS * DATAGRAM + u64::from(dataplane.mbufs / 16) * HELD;
         let af_packet = ports.iter().filter(|port| matches!(port.device, Device::AfPacket(_)));
@@ -123,11 +124,14 @@ const TRANSLATION4: u64 = 16;
 const TRANSLATION6: u64 = 28;
 /// Dead ports that a shard has room for even with few routes.
 const LEAST_DEAD_PORTS: usize = 1024;
-/// Packets on their way from one shard to another, and what each place takes.
-const HANDOVER_RING: u64 = 1024;
-const HANDOVER: u64 = 160;
+/// Packets that may be on their way from all other shards to one, and what each place in a ring takes.
+const HANDOVERS: usize = 1 << 15;
+const HANDOVER: u64 = 16;
+/// What waits to be put into a ring, and what others may ask of a shard beside packets.
+const OUTBOX: u64 = 640;
+const ERRANDS: u64 = 512 * 256;
 /// The four rings between a shard and a classifier.
-const LINK: u64 = 2 << 20;
+const LINK: u64 = 3 << 19;
 /// Datagrams in fragments that are followed at once, over all shards, and what each takes; the same for a fragment that waits.
 const FRAGMENTED_DATAGRAMS: u64 = 8192;
 const DATAGRAM: u64 = 256;

@@ -101,17 +101,23 @@ impl Forwarder {
             back.filter(|back| self.find(back).is_none() && !self.dead_ports.keeps(back, hash, now, &farm.timeouts))
         };
         let named = PoolPort::from_value(value).port;
-        if pool.has(named) && pool.shard_of(named) == self.shard && is_free(action).is_some() {
+        let comes_here = |action| {
+            Self::pool_key(key, action, farm).is_some_and(|back| self.owners.client_is_destination(&back) == self.shard)
+        };
+        if pool.has(named) && comes_here(action) && is_free(action).is_some() {
             return Some(action);
         }
+        let client = key.source();
+        let bucket = self.owners.hash().bucket(client.ip(), client.port());
+        // What decides which ports there are: the endpoint, the pool and the bucket, which stands in the place of a port.
         let to = endpoint_address(farm.endpoint(endpoint)?, key);
-        let search = self.hash.route(&Key::new(to, SocketAddr::new(pool.address(0)?, 0), key.protocol())?);
+        let from = SocketAddr::new(pool.address(0)?, u16::try_from(bucket).ok()?);
+        let search = self.hash.route(&Key::new(to, from, key.protocol())?);
         let allowed = self.exhausted.attempts(search, now);
-        let attempts = u32::try_from(pool.capacity_per_shard()).map_or(allowed, |capacity| capacity.min(allowed));
         let mut tried = 0;
-        let found = (0..attempts).find_map(|attempt| {
+        let found = (0..pool.attempts().min(allowed)).find_map(|attempt| {
+            let (address, port) = pool.candidate(hash, attempt, bucket)?;
             tried += 1;
-            let (address, port) = pool.candidate(hash, attempt, self.shard);
             let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
             let action = Action::Send { endpoint, mode, value };
             is_free(action).map(|_| action)

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use parking_lot::Mutex;
 use weir_config::Machine;
+use weir_dataplane::flow::ToeplitzKey;
 use weir_dataplane::shard::Twin;
 use weir_health_load::SharedHandler;
 
@@ -21,12 +22,13 @@ ports: [{ name: net0, device: "net_ring0", addresses: [192.0.2.1/24] }]
 /// Two shards and a classifier on one core, and whether a core failed.
 fn start() -> (Cores, Arc<AtomicBool>) {
     let config = Arc::new(weir_config::check("test", UNIT, &Machine::default()).unwrap());
-    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]]);
+    let key = ToeplitzKey::from_seed(1);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key);
     let generation = knowledge.next_generation();
     let farm = Arc::new(Farm::new(knowledge.farm()));
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
     let standings = Arc::new(ArcSwap::from_pointee(standings));
-    let assembly = Assembly { config: &config, farm: Arc::clone(&farm), standings, seed: 1, burst: 32 };
+    let assembly = Assembly { config: &config, farm: Arc::clone(&farm), standings, seed: 1, key, burst: 32 };
     let (shards, seats) = assembly.assemble(|_, _| (Err(0), Twin::Itself)).unwrap();
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &Arc::new(ArcSwap::new(farm)), &failed).unwrap();

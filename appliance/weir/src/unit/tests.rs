@@ -15,12 +15,19 @@ fn assembled(dataplane: &str, more: &str) -> (Arc<Config>, Assembled<PortQueue>)
     );
     let config =
         Arc::new(weir_config::check("test", &text, &Machine::default()).unwrap_or_else(|report| panic!("{report}")));
-    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]]);
+    let key = ToeplitzKey::from_seed(1);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key);
     let generation = knowledge.next_generation();
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
     let farm = Arc::new(Farm::new(knowledge.farm()));
-    let assembly =
-        Assembly { config: &config, farm, standings: Arc::new(ArcSwap::from_pointee(standings)), seed: 1, burst: 32 };
+    let assembly = Assembly {
+        config: &config,
+        farm,
+        standings: Arc::new(ArcSwap::from_pointee(standings)),
+        seed: 1,
+        key,
+        burst: 32,
+    };
     let parts = assembly.assemble(|_, _| (Err(0), Twin::Itself)).unwrap();
     (config, parts)
 }
@@ -51,7 +58,7 @@ fn rings_take_no_more_than_the_configuration_says() {
     let need = |shards: usize| {
         assembled(&format!("shards: {shards}, routes: {{ ipv4: 1024, ipv6: 1024 }}"), "").0.memory().rings
     };
-    let handovers = HANDOVER_RING * size_of::<Handover<MbufPacket>>();
+    let handovers = (HANDOVERS / 4).clamp(512, 4096) * size_of::<(MbufPacket, PortId)>();
     let packets = DIVERT_RING
         * (size_of::<Question<Held<MbufPacket>>>() + size_of::<Reply<Held<MbufPacket>>>() + size_of::<Plumb>());
     let link = packets + NOTICE_RING * size_of::<Notice>();
