@@ -115,7 +115,9 @@ fn check(files: &[PathBuf], json: bool, elsewhere: bool) -> bool {
             if let Some(notes) = notes {
                 let name = file.display();
                 print(&format!("{name}: ok\n"));
-                notes.iter().for_each(|note| drop(print(&format!("{name}: {note}\n"))));
+                for note in notes {
+                    print(&format!("{name}: {note}\n"));
+                }
             }
         }
     }

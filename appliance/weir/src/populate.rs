@@ -44,7 +44,9 @@ where
         shards.iter().map(routes).sum::<usize>() + seats.iter().map(|seat| seat.classifier().bytes()).sum::<usize>();
     let started = Instant::now();
     let so_far = AtomicUsize::new(0);
-    let done = |bytes| drop(so_far.fetch_add(bytes, Ordering::Relaxed));
+    let done = |bytes| {
+        so_far.fetch_add(bytes, Ordering::Relaxed);
+    };
     let populate = Populate::new(settings.hugepages, &done);
     let mut by_cpu: BTreeMap<usize, (Vec<&mut Shard<Q>>, Vec<&mut ClassifierSeat<Q::Packet>>)> = BTreeMap::new();
     for shard in shards {

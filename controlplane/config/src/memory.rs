@@ -90,7 +90,7 @@ impl fmt::Display for Size {
         if mebibytes < 1024 {
             return write!(f, "{mebibytes} MiB");
         }
-        let tenths = self.0.div_ceil((1 << 30) / 10);
+        let tenths = self.0.saturating_mul(10).div_ceil(1 << 30);
         write!(f, "{}.{} GiB", tenths / 10, tenths % 10)
     }
 }
