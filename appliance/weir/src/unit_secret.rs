@@ -132,7 +132,7 @@ fn make(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn read(mut file: File, path: PathBuf) -> Result<Secret, StateError> {
+fn read(file: File, path: PathBuf) -> Result<Secret, StateError> {
     let unreadable = |path: PathBuf| |source| StateError::Unreadable { file: path, source };
     let about = file.metadata().map_err(unreadable(path.clone()))?;
     let mode = about.permissions().mode() & 0o777;
@@ -146,7 +146,7 @@ fn read(mut file: File, path: PathBuf) -> Result<Secret, StateError> {
     let mut bytes = Vec::with_capacity(WHOLE + 1);
     // One more than there should be tells a longer file.
     let limit = u64::try_from(WHOLE + 1).unwrap_or(u64::MAX);
-    file.by_ref().take(limit).read_to_end(&mut bytes).map_err(unreadable(path.clone()))?;
+    file.take(limit).read_to_end(&mut bytes).map_err(unreadable(path.clone()))?;
     parse(&bytes).ok_or(StateError::Damaged { file: path })
 }
 

@@ -1,8 +1,9 @@
 //! What the parts of a unit take of the memory is what its configuration says beforehand, and is there before the first packet.
 
 use weir_config::Machine;
+use weir_dataplane::farm::PortId;
 use weir_dataplane::plumbing::{Notice, Plumb, Question, Reply};
-use weir_dataplane::shard::{Handover, Held};
+use weir_dataplane::shard::Held;
 
 use super::*;
 use crate::ports::{MbufPacket, PortQueue};
