@@ -1,7 +1,7 @@
 //! What the parts of the packet's way cost in instructions, which no other load on the machine changes: `cargo bench -p weir-dataplane
 //! --bench instructions` (needs valgrind, and `cargo install gungraun-runner` once).
 //!
-//! Figures are of 1024 packets in bursts of 32, all with routes; of one turn; of 512 routes. More than the limit beside each fails.
+//! Figures are of 1024 packets in bursts of 32, all with routes; of one turn; of 4096 packets over several shards; of 512 routes. More than the limit beside each fails.
 
 #![expect(missing_docs, reason = "of what the macros make")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench fails by panicking")]
@@ -16,6 +16,8 @@ use weir_dataplane::shard::Shard;
 use weir_identity::Moment;
 
 use crate::routed::farm::key;
+use crate::routed::spread::feed::Feed;
+use crate::routed::spread::{self, Spread};
 use crate::routed::{Arrivals, FLOWS, LATER, Routed, Waiting, shard};
 
 #[library_benchmark]
@@ -41,13 +43,25 @@ fn general_way(mut routed: Routed) -> Routed {
 
 // A shard's turn: its work is bounded, whatever waits and however many routes there are.
 #[library_benchmark]
-#[bench::idle(args = (shard(1024, Waiting::Nothing), Moment(1)), config = most(550))]
+#[bench::idle(args = (shard(1024, Waiting::Nothing), Moment(1)), config = most(1_100))]
 #[bench::expiry(args = (shard(1024, Waiting::Nothing), LATER), config = most(15_000))]
-#[bench::busy(args = (shard(1024, Waiting::Everything), LATER), config = most(320_000))]
-#[bench::busy_with_many_routes(args = (shard(65_536, Waiting::Everything), LATER), config = most(320_000))]
+#[bench::busy(args = (shard(1024, Waiting::Everything), LATER), config = most(830_000))]
+#[bench::busy_with_many_routes(args = (shard(65_536, Waiting::Everything), LATER), config = most(830_000))]
 fn turn(mut shard: Box<Shard<Arrivals>>, now: Moment) -> Box<Shard<Arrivals>> {
     shard.turn(now);
     shard
+}
+
+// All packets of several shards' queues, in turns until they have left: what each does to its own, and what a hand-over adds.
+#[library_benchmark]
+#[bench::one_shard(args = (Spread::new(Feed::Owner, 1)), config = most(1_170_000))]
+#[bench::owner_2(args = (Spread::new(Feed::Owner, 2)), config = most(1_190_000))]
+#[bench::owner_8(args = (Spread::new(Feed::Owner, 8)), config = most(1_200_000))]
+#[bench::four_tuple_2(args = (Spread::new(Feed::FourTuple, 2)), config = most(2_140_000))]
+#[bench::four_tuple_8(args = (Spread::new(Feed::FourTuple, 8)), config = most(2_360_000))]
+fn shards(mut spread: Spread) -> Spread {
+    assert_eq!(spread.forward(), spread::FLOWS);
+    spread
 }
 
 // 512 routes into a table that is half full then, and into one that is full then.
@@ -83,6 +97,7 @@ fn most(instructions: u64) -> LibraryBenchmarkConfig {
 
 library_benchmark_group!(name = packets; benchmarks = quick_lane, general_way);
 library_benchmark_group!(name = turns; benchmarks = turn);
+library_benchmark_group!(name = spreads; benchmarks = shards);
 library_benchmark_group!(name = tables; benchmarks = insert);
 
-main!(library_benchmark_groups = packets, turns, tables);
+main!(library_benchmark_groups = packets, turns, spreads, tables);

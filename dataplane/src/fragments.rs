@@ -439,7 +439,8 @@ impl Id {
     }
 }
 
-fn with_ports(key: &Key, ports: [u8; 4], protocol: u8) -> Key {
+/// The key of a fragment of the flow with these ports.
+pub(crate) fn with_ports(key: &Key, ports: [u8; 4], protocol: u8) -> Key {
     match *key {
         Key::V4(key) => Key::V4(Key4 { ports, protocol, ..key }),
         Key::V6(key) => Key::V6(Key6 { ports, protocol, ..key }),

@@ -26,7 +26,7 @@ use self::order::Order;
 pub use self::order::Share;
 pub use self::published::Published;
 pub use self::rings::{ClassifierLink, Held, Neighbourhood, ShardLink, link, neighbourhoods};
-use self::rings::{Errand, Transfer};
+use self::rings::{Errand, Task, Transfer};
 use self::unresolved::Unresolved;
 use crate::classifier::millis;
 use crate::counters::DropReason;
@@ -78,6 +78,9 @@ impl<Q: Queue> ShardPort<Q> {
     }
 }
 
+/// Gives empty buffers.
+pub type Buffers<P> = Box<dyn FnMut() -> Option<P> + Send>;
+
 /// One shard.
 pub struct Shard<Q: Queue> {
     number: usize,
@@ -94,6 +97,8 @@ pub struct Shard<Q: Queue> {
     leftover: Leftover<Q::Packet>,
     /// Turns in a row that took as much from the other shards' rings as a turn may.
     full_ring_turns: u32,
+    /// Where buffers come from if it has no queue at all.
+    buffers: Buffers<Q::Packet>,
     last_published: Moment,
     pace: SweepPace,
     fragments: FragmentTable<Held<Q::Packet>>,
@@ -134,6 +139,7 @@ impl<Q: Queue> Shard<Q> {
             stages: Default::default(),
             leftover: Leftover::default(),
             full_ring_turns: 0,
+            buffers: Box::new(|| None),
             last_published: Moment(0),
             pace: SweepPace::default(),
             fragments,
@@ -149,6 +155,18 @@ impl<Q: Queue> Shard<Q> {
     pub fn with_fragments(mut self, limits: Limits) -> Self {
         self.fragments = fragments::table(&self.forwarder, limits);
         self
+    }
+
+    /// The same with buffers of its own, for packets that it originates without any queue of its own.
+    #[must_use]
+    pub fn with_buffers(self, buffers: Buffers<Q::Packet>) -> Self {
+        Self { buffers, ..self }
+    }
+
+    /// An empty buffer for a packet that the unit itself originates; `None` if there is none.
+    fn allocate(&mut self) -> Option<Q::Packet> {
+        let queue = self.ports.iter_mut().find_map(|port| port.queue.as_mut().ok());
+        queue.map_or_else(&mut self.buffers, Queue::allocate)
     }
 
     /// Its number.
@@ -271,13 +289,6 @@ impl<Q: Queue> Shard<Q> {
         {
             work += 1;
             match errand {
-                Errand::Process(mut packet, parsed, port) => {
-                    let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
-                    self.tell_notices();
-                    self.settle(packet, parsed, port, fate, now);
-                }
-                Errand::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
-                Errand::Pieces(packet, l3, port, mtu) => self.send_in_pieces(packet, l3, port, mtu),
                 Errand::PathMtu(end, mtu) => {
                     self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
                 }
@@ -413,10 +424,11 @@ impl<Q: Queue> Shard<Q> {
             }
             Fate::HandOver(shard) => {
                 self.forwarder.counters.handed_over += 1;
-                if parsed.is_piece() {
-                    return self.send_errand(shard, Errand::Process(packet, parsed, port));
-                }
-                let transfer = Transfer { packet, port, finished: false };
+                // What its bytes do not say goes with a fragment.
+                let follows = parsed.class == Class::Flow && parsed.is_piece();
+                let task =
+                    if follows { Task::Follow(parsed.key.protocol(), parsed.key.ports()) } else { Task::Forward };
+                let transfer = Transfer { packet, port, task };
                 self.neighbours.hand(shard, transfer, &mut self.forwarder.drops);
             }
             Fate::Respond => {
@@ -608,7 +620,7 @@ fn send_elsewhere<Q: Queue>(
         Err(shard) => {
             let shard = *shard;
             match ports[usize::from(port)].vlan {
-                None => neighbours.hand(shard, Transfer { packet, port, finished: true }, &mut forwarder.drops),
+                None => neighbours.hand(shard, Transfer { packet, port, task: Task::Send }, &mut forwarder.drops),
                 Some((parent, id)) => {
                     if let Some(packet) = vlan::tagged(packet, id, &mut forwarder.drops) {
                         send(ports, neighbours, forwarder, packet, parent);

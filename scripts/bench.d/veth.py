@@ -2,7 +2,8 @@
 
 In a network namespace of its own stands a veth pair. What the forwarder sends comes back from the other end, sent by the kernel with
 the link-layer addresses and the TTL that it had at first; so some datagrams of several flows go round, each as soon as it can. The
-kernel's part of the way is in the forwarder's thread for the most, for both alike.
+kernel's part of the way is in the forwarder's thread for the most, for both alike. With two queues the near end deals them by the kernel's
+hash of the 4-tuple, and both are served by one CPU.
 """
 
 import json
@@ -17,6 +18,13 @@ SPACE = f"weir-bench-{os.getpid()}"
 NEAR, FAR = "02:00:00:00:01:01", "02:00:00:00:01:02"
 # Datagrams that go round, all of which have room between the two ends; put in so many at once.
 FLOWS, BURST = 256, 16
+QUEUES = (1, 2)
+# It sends by the queue that a packet came in by, where it knows one: then each would always come back to the shard that has sent it.
+FORGET = """
+#include <linux/bpf.h>
+__attribute__((section("tc"), used)) int forget(struct __sk_buff *packet) { packet->queue_mapping = 0; return -1; }
+char terms[] __attribute__((section("license"))) = "GPL";
+"""
 BACK = f"""
 table netdev bench {{
   chain back {{
@@ -29,9 +37,9 @@ table netdev bench {{
 UNIT = """
 unit: {{ id: 1, name: weir-bench }}
 admin: {{ socket: {folder}/weir.sock }}
-dataplane: {{ shards: 1, cpus: [{cpu}], classifier_cpus: [{other}], idle: spin, memory: 128MiB, mbufs: 8192, routes: {{ ipv4: 65536, ipv6: 65536 }} }}
+dataplane: {{ shards: {queues}, cpus: [{cpu}], classifier_cpus: [{other}], idle: spin, memory: 128MiB, mbufs: 8192, routes: {{ ipv4: 65536, ipv6: 65536 }} }}
 ports:
-  - {{ name: net0, device: "{kind}:near0", addresses: [192.0.2.1/24]{twin} }}
+  - {{ name: net0, device: "{kind}:near0", queues: {queues}, addresses: [192.0.2.1/24]{twin} }}
 neighbours:
   - {{ port: net0, address: 192.0.2.11, mac: "{far}" }}
 hosts:
@@ -42,41 +50,53 @@ services:
 
 
 def measure(weir, cpu, other, folder, rounds, seconds):
-    """Millions of datagrams a second of the forwarder's CPU time: for each driver the runs of both, which took turns. `folder` is for
-    their files."""
+    """Millions of datagrams a second of the forwarder's CPU time: for each driver and number of queues the runs of both, and all took
+    turns. `folder` is for their files."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "forget.c").write_text(FORGET)
+    include = f"/usr/include/{os.uname().machine}-linux-gnu"
+    subprocess.run(["clang-14", "-O2", "-target", "bpf", "-I", include, "-c", folder / "forget.c", "-o", folder / "forget.o"], check=True)
     for kind in ("af_packet", "af_xdp"):
-        runs = {"weir": [], "testpmd": []}
+        runs = {queues: {"weir": [], "testpmd": []} for queues in QUEUES}
         for _ in range(rounds):
-            runs["testpmd"].append(by_testpmd(kind, cpu, other, folder, seconds))
-            runs["weir"].append(by_weir(weir, kind, cpu, other, folder, seconds))
-        yield kind, runs
+            for queues in QUEUES:
+                runs[queues]["testpmd"].append(by_testpmd(kind, queues, cpu, other, folder, seconds))
+                runs[queues]["weir"].append(by_weir(weir, kind, queues, cpu, other, folder, seconds))
+        for queues in QUEUES:
+            yield kind, queues, runs[queues]
 
 
-def by_weir(weir, kind, cpu, other, folder, seconds):
+def by_weir(weir, kind, queues, cpu, other, folder, seconds):
     twin = ", twin: twin0" if kind == "af_xdp" else ""
-    (folder / "veth.yaml").write_text(UNIT.format(folder=folder, cpu=cpu, other=other, kind=kind, twin=twin, far=FAR))
-    return circulate([weir, "run", "--config", folder / "veth.yaml"], folder / "weir.log", seconds)
+    unit = UNIT.format(folder=folder, cpu=cpu, other=other, kind=kind, queues=queues, twin=twin, far=FAR)
+    (folder / "veth.yaml").write_text(unit)
+    return circulate([weir, "run", "--config", folder / "veth.yaml"], queues, folder, folder / "weir.log", seconds)
 
 
-def by_testpmd(kind, cpu, other, folder, seconds):
+def by_testpmd(kind, queues, cpu, other, folder, seconds):
     # The arguments that weir gives the drivers.
-    device = {
-        "af_packet": "net_af_packet0,iface=near0,qpairs=1,framesz=2048,framecnt=4096,blocksz=8192,qdisc_bypass=1",
-        "af_xdp": "net_af_xdp0,iface=near0,start_queue=0,queue_count=1",
+    devices = {
+        "af_packet": [f"net_af_packet0,iface=near0,qpairs={queues},framesz=2048,framecnt=4096,blocksz=8192,qdisc_bypass=1"],
+        # A port for each queue: of veth the driver sees no more than one.
+        "af_xdp": [f"net_af_xdp{queue},iface=near0,start_queue={queue},queue_count=1" for queue in range(queues)],
     }[kind]
+    each = queues // len(devices)
     command = ["dpdk-testpmd", "--no-huge", "-m", "512", "--no-pci", "--no-telemetry", f"--file-prefix={SPACE}", "--lcores", f"0@{other},1@{cpu}",
-               f"--vdev={device}", "--", "--forward-mode=mac", "--nb-cores=1", "--burst=32", "--total-num-mbufs=16384", f"--eth-peer=0,{FAR}",
+               *(f"--vdev={device}" for device in devices), "--", "--forward-mode=mac", "--nb-cores=1", f"--rxq={each}", f"--txq={each}",
+               "--burst=32", "--total-num-mbufs=16384", "--port-topology=loop", *(f"--eth-peer={port},{FAR}" for port in range(len(devices))),
                "--auto-start"]
-    return circulate(command, folder / "testpmd.log", seconds)
+    return circulate(command, queues, folder, folder / "testpmd.log", seconds)
 
 
-def circulate(command, log, seconds):
-    """Starts a forwarder, gives it datagrams, and counts how many it sends."""
+def circulate(command, queues, folder, log, seconds):
+    """Starts a forwarder on so many queues, gives it datagrams, and counts how many it sends."""
     process = None
     ip("netns", "add", SPACE)
     try:
-        ip("-n", SPACE, "link", "add", "near0", "address", NEAR, "type", "veth", "peer", "name", "far0", "address", FAR)
+        pairs = ["numrxqueues", str(queues), "numtxqueues", str(queues)]
+        ip("-n", SPACE, "link", "add", "near0", "address", NEAR, *pairs, "type", "veth", "peer", "name", "far0", "address", FAR, *pairs)
+        for words in (["qdisc", "add", "dev", "far0", "clsact"], ["filter", "add", "dev", "far0", "ingress", "bpf", "da", "obj", folder / "forget.o", "sec", "tc"]):
+            subprocess.run(["tc", "-n", SPACE, *words], check=True)
         subprocess.run(["ip", "netns", "exec", SPACE, "nft", "-f", "-"], input=BACK, text=True, check=True)
         for end in ("near0", "far0"):
             subprocess.run(["ip", "netns", "exec", SPACE, "ethtool", "-K", end, "tx", "off"], check=True, stdout=subprocess.DEVNULL)

@@ -212,14 +212,17 @@ impl Bench {
             burst,
         };
         // The first shard has every port; the others, if any, send by it.
-        let (shards, classifiers) = assembly.assemble(|shard, port| {
-            if shard == 0 {
-                let queue = |sent| Capture { wire: wire.clone(), sent };
-                (Ok(queue(Sent::Port(port))), Twin::Port(queue(Sent::Twin)))
-            } else {
-                (Err(0), Twin::Shard(0))
-            }
-        })?;
+        let (shards, classifiers) = assembly.assemble(
+            |shard, port| {
+                if shard == 0 {
+                    let queue = |sent| Capture { wire: wire.clone(), sent };
+                    (Ok(queue(Sent::Port(port))), Twin::Port(queue(Sent::Twin)))
+                } else {
+                    (Err(0), Twin::Shard(0))
+                }
+            },
+            || Box::new(|| Some(HeapPacket::new(&[]))),
+        )?;
         let (commands, receiver) = crossbeam::channel::unbounded();
         for shard in shards {
             let _ = commands.send(Command::AddShard(Box::new(shard)));

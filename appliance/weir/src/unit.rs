@@ -16,7 +16,7 @@ use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::fragments;
 use weir_dataplane::packet::Queue;
-use weir_dataplane::shard::{self, Shard, ShardPort, Twin};
+use weir_dataplane::shard::{self, Buffers, Shard, ShardPort, Twin};
 use weir_health_load::SharedHandler;
 use weir_identity::Incarnation;
 use weir_sessions::{Limits, LocalSessions};
@@ -66,7 +66,8 @@ pub type PortEnds<Q> = (Result<Q, usize>, Twin<Q>);
 pub type Assembled<Q> = (Vec<Shard<Q>>, Vec<ClassifierSeat<<Q as Queue>::Packet>>);
 
 impl Assembly<'_> {
-    /// Makes all shards and classifiers with the rings between them; `port(shard, port)` gives each shard its end of each port.
+    /// Makes all shards and classifiers with the rings between them; `port(shard, port)` gives each shard its end of each port, and
+    /// `buffers` where it gets buffers from without any.
     ///
     /// # Errors
     ///
@@ -74,6 +75,7 @@ impl Assembly<'_> {
     pub fn assemble<Q: Queue>(
         &self,
         mut port: impl FnMut(usize, usize) -> PortEnds<Q>,
+        buffers: impl Fn() -> Buffers<Q::Packet>,
     ) -> Result<Assembled<Q>, AssemblyError> {
         let settings = &self.config.dataplane;
         let hash = FlowHash::new(self.seed);
@@ -111,7 +113,7 @@ impl Assembly<'_> {
                 .collect();
             let farm = Arc::clone(&self.farm);
             let shard = Shard::new(number, farm, forwarder, ports, neighbours, links, self.burst);
-            made.push(shard.with_fragments(fragment_limits(settings)));
+            made.push(shard.with_fragments(fragment_limits(settings)).with_buffers(buffers()));
         }
         let seats = shard_links.into_iter().enumerate().map(|(number, links)| {
             let settings = classifier::Settings {
@@ -185,8 +187,11 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         key,
         burst: usize::from(config.dataplane.burst),
     };
-    let mut ends = opened.ends;
-    let (mut shards, mut seats) = assembly.assemble(|shard, port| ends.take(shard, port))?;
+    let (mut ends, pool) = (opened.ends, opened.pool);
+    let (mut shards, mut seats) = assembly.assemble(
+        |shard, port| ends.take(shard, port),
+        || Box::new(move || pool.alloc().map(ports::MbufPacket::from)),
+    )?;
     crate::populate::tables(&config.dataplane, &mut shards, &mut seats)?;
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));

@@ -12,6 +12,7 @@ use weir_identity::{EndpointId, Moment};
 
 #[path = "../../../benches/farm.rs"]
 pub(crate) mod farm;
+pub(crate) mod spread;
 
 /// Flows, and packets: 32 bursts.
 pub(crate) const FLOWS: u64 = 1024;

@@ -62,9 +62,14 @@ impl<Q: Queue> Shard<Q> {
 
     /// Forwards a fragment as what it is, a packet of the flow `key`, whose owner may be another shard.
     fn follow(&mut self, held: Held<Q::Packet>, key: crate::flow::Key, now: Moment) {
+        self.forwarder.counters.fragments += 1;
+        self.go_on(held, key, now);
+    }
+
+    /// The same where it has been counted.
+    pub(super) fn go_on(&mut self, held: Held<Q::Packet>, key: crate::flow::Key, now: Moment) {
         let Held { mut packet, mut parsed, port, .. } = held;
         (parsed.class, parsed.key) = (Class::Flow, key);
-        self.forwarder.counters.fragments += 1;
         let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
         self.tell_notices();
         self.settle(packet, parsed, port, fate, now);

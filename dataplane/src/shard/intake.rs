@@ -7,12 +7,14 @@
 use arrayvec::ArrayVec;
 use weir_identity::Moment;
 
-use super::rings::Transfer;
+use super::rings::{Held, Task, Transfer};
 use super::{BURSTS_AT_ONCE, FULL_TURNS, STAGES, Shard, port_id, send, vlan};
 use crate::classifier::millis;
 use crate::farm::PortId;
 use crate::forwarder::{Asking, GENERAL, QuickLane};
+use crate::fragments::with_ports;
 use crate::packet::{BURST, Burst, Packet, Queue};
+use crate::parse::parse;
 use crate::shard::{ShardPort, transmit_burst};
 
 /// A burst on its way through the fast path.
@@ -21,12 +23,22 @@ pub(super) struct Stage<P> {
     /// The ports that they came in by; all by the first one's, unless they are mixed.
     ports: [PortId; BURST],
     mixed: bool,
+    /// The fragments that others have handed over, a bit each; and whose they are.
+    followers: u32,
+    flows: [(u8, [u8; 4]); BURST],
     lane: QuickLane,
 }
 
 impl<P> Default for Stage<P> {
     fn default() -> Self {
-        Self { packets: Burst::new(), ports: [0; BURST], mixed: false, lane: QuickLane::default() }
+        Self {
+            packets: Burst::new(),
+            ports: [0; BURST],
+            mixed: false,
+            followers: 0,
+            flows: Default::default(),
+            lane: QuickLane::default(),
+        }
     }
 }
 
@@ -199,7 +211,7 @@ impl<Q: Queue> Shard<Q> {
                 self.keep(stage, packet, port);
             } else {
                 foreign += 1;
-                let transfer = Transfer { packet, port, finished: false };
+                let transfer = Transfer { packet, port, task: Task::Forward };
                 self.neighbours.hand(owner, transfer, &mut self.forwarder.drops);
             }
         }
@@ -219,13 +231,14 @@ impl<Q: Queue> Shard<Q> {
         }
     }
 
-    /// Takes a burst of what other shards have handed over, and puts what is to be forwarded into a stage.
+    /// Fills a stage with what other shards have handed over to be forwarded, and does at once what else they have.
     fn fill_from_rings(&mut self, stage: usize, progress: &mut Progress) {
         let mut taken: ArrayVec<Transfer<Q::Packet>, BURST> = ArrayVec::new();
-        self.neighbours.take(&mut taken);
+        let room = self.burst - self.stages[stage].packets.len();
+        self.neighbours.take(&mut taken, room);
         progress.work += taken.len();
         progress.bursts += 1;
-        let more = taken.is_full();
+        let more = taken.len() == room;
         if !more || progress.bursts == RING_BURSTS_AT_ONCE {
             progress.port += 1;
             self.full_ring_turns = if more { self.full_ring_turns.saturating_add(1) } else { 0 };
@@ -233,11 +246,17 @@ impl<Q: Queue> Shard<Q> {
                 self.backlog.note();
             }
         }
-        for Transfer { packet, port, finished } in taken {
-            if finished {
-                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
-            } else {
-                self.keep(stage, packet, port);
+        for Transfer { packet, port, task } in taken {
+            let stage = &mut self.stages[stage];
+            match task {
+                Task::Forward => stage.push(packet, port),
+                Task::Follow(protocol, ports) => {
+                    let at = stage.packets.len() % BURST;
+                    stage.followers |= 1 << at;
+                    stage.flows[at] = (protocol, ports);
+                    stage.push(packet, port);
+                }
+                Task::Send => send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port),
             }
         }
     }
@@ -257,7 +276,7 @@ impl<Q: Queue> Shard<Q> {
     /// The fast path's first pass.
     #[inline]
     fn enter<const TOGETHER4: bool, const TOGETHER6: bool>(&mut self, stage: usize) {
-        let Stage { packets, ports, mixed, lane } = &mut self.stages[stage];
+        let Stage { packets, ports, mixed, lane, .. } = &mut self.stages[stage];
         if *mixed {
             self.forwarder.enter::<TOGETHER4, TOGETHER6, true, _>(packets, ports, &self.farm, lane);
         } else {
@@ -275,7 +294,7 @@ impl<Q: Queue> Shard<Q> {
     /// The last one, and the slow path for what is left.
     #[inline]
     fn finish(&mut self, stage: usize, now: Moment) {
-        let Stage { packets, ports, lane, .. } = &mut self.stages[stage];
+        let Stage { packets, ports, followers, lane, .. } = &mut self.stages[stage];
         let departures = self.forwarder.leave(packets, lane, &self.farm, millis(now));
         let first = departures[0];
         if first != GENERAL
@@ -287,13 +306,29 @@ impl<Q: Queue> Shard<Q> {
             transmit_burst(queue, packets, &mut self.forwarder);
             return;
         }
-        let (mut packets, ports) = (std::mem::take(packets), *ports);
-        for ((packet, port), departure) in packets.drain(..).zip(ports).zip(departures) {
-            if departure == GENERAL {
+        let (mut packets, ports, followers) = (std::mem::take(packets), *ports, std::mem::take(followers));
+        for (at, (packet, port)) in packets.drain(..).zip(ports).enumerate() {
+            let departure = departures[at % BURST];
+            if departure == GENERAL && followers >> at & 1 == 1 {
+                let (protocol, ports) = self.stages[stage].flows[at % BURST];
+                self.process_follower(packet, port, protocol, ports, now);
+            } else if departure == GENERAL {
                 self.process_one(packet, port, now);
             } else {
                 send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, departure);
             }
+        }
+    }
+
+    /// Forwards a fragment as a packet of the flow that another shard has found it to be of.
+    #[cold]
+    fn process_follower(&mut self, packet: Q::Packet, port: PortId, protocol: u8, ports: [u8; 4], now: Moment) {
+        match parse(packet.data(), self.farm.ports[usize::from(port)].mac) {
+            Ok(parsed) => {
+                let key = with_ports(&parsed.key, ports, protocol);
+                self.go_on(Held { packet, parsed, port, shard: self.number }, key, now);
+            }
+            Err(reason) => self.forwarder.drops.count(reason),
         }
     }
 

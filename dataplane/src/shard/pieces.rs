@@ -4,7 +4,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{DONT_FRAGMENT, Errand, MORE_FRAGMENTS, Shard, send};
+use super::{DONT_FRAGMENT, MORE_FRAGMENTS, Shard, send};
 use crate::counters::DropReason;
 use crate::farm::PortId;
 use crate::packet::{Packet, Queue};
@@ -14,15 +14,6 @@ use crate::wire::checksum::checksum;
 impl<Q: Queue> Shard<Q> {
     /// Sends a finished frame, whose IP header begins at `l3`, by `port` in pieces of at most `mtu` bytes.
     pub(super) fn send_in_pieces(&mut self, packet: Q::Packet, l3: u8, port: PortId, mtu: u16) {
-        let below = self.ports[usize::from(port)].vlan.map_or(port, |(parent, _)| parent);
-        let queue = match &mut self.ports[usize::from(below)].queue {
-            Ok(queue) => queue,
-            // Buffers are where the queues are.
-            Err(shard) => {
-                let shard = *shard;
-                return self.send_errand(shard, Errand::Pieces(packet, l3, port, mtu));
-            }
-        };
         // One counter for each shard that sends by itself: no two of them give one number.
         self.identification = self.identification.wrapping_add(1);
         let id =
@@ -32,13 +23,13 @@ impl<Q: Queue> Shard<Q> {
         };
         let mut others: ArrayVec<Q::Packet, MOST_PIECES> = ArrayVec::new();
         for nth in 1..whole.pieces {
-            let piece = queue.allocate().and_then(|mut piece| whole.write(nth, &mut piece).then_some(piece));
+            let piece = self.allocate().and_then(|mut piece| whole.write(nth, &mut piece).then_some(piece));
             let Some(piece) = piece else {
                 return self.forwarder.drops.count(DropReason::NoBuffer);
             };
             others.push(piece);
         }
-        let Some(first) = queue.allocate().and_then(|mut piece| whole.write(0, &mut piece).then_some(piece)) else {
+        let Some(first) = self.allocate().and_then(|mut piece| whole.write(0, &mut piece).then_some(piece)) else {
             return self.forwarder.drops.count(DropReason::NoBuffer);
         };
         self.forwarder.counters.split += others.len() as u64;

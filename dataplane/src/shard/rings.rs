@@ -27,15 +27,9 @@ pub struct Held<P> {
     pub shard: usize,
 }
 
-/// What a shard does for another one, beside the packets that go over their rings: seldom, and not in bursts.
+/// What a shard does for another one, beside what goes over their rings: seldom, and in no order with that.
 #[derive(Debug)]
 pub(super) enum Errand<P> {
-    /// A packet of a flow that the other one owns, whose bytes alone do not say so: a fragment.
-    Process(P, Parsed, PortId),
-    /// A packet of a flow that is to be taken to pieces of so many bytes, by who can allocate buffers.
-    Split(P, Parsed, PortId, u16),
-    /// A finished tunnel packet, with the place of its outer header, to be sent by a port in pieces of so many bytes.
-    Pieces(P, u8, PortId, u16),
     /// The way to a tunnel's end takes no more than so many bytes.
     PathMtu(std::net::IpAddr, u16),
     /// What the kernel has sent by a port's twin, and may be of a flow that the other one owns.
@@ -127,8 +121,19 @@ pub(super) struct Transfer<P> {
     pub(super) packet: P,
     /// The port that it came in by; of a finished packet the one that it leaves by.
     pub(super) port: PortId,
-    /// It only has to be sent, by who has a queue for that.
-    pub(super) finished: bool,
+    pub(super) task: Task,
+}
+
+/// What the receiver of a packet is to do with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Task {
+    /// It owns the packet's flow.
+    #[default]
+    Forward,
+    /// The same of a fragment, whose bytes alone do not say of which flow it is: with the flow's protocol and ports.
+    Follow(u8, [u8; 4]),
+    /// Finished: it only has to be sent, by who has a queue for that.
+    Send,
 }
 
 /// A shard's end of the rings to the other shards, by their number.
@@ -178,16 +183,16 @@ impl<P> Neighbourhood<P> {
         }
     }
 
-    /// Takes what other shards have handed over, as long as there is room in `into`: of each in order, of all in turns.
+    /// Takes at most `most` of what other shards have handed over: of each in order, of all in turns.
     #[inline]
-    pub(super) fn take(&mut self, into: &mut ArrayVec<Transfer<P>, BURST>) {
+    pub(super) fn take(&mut self, into: &mut ArrayVec<Transfer<P>, BURST>, most: usize) {
         for _ in 0..self.from.len() {
             let ring = &mut self.from[self.next];
-            let count = ring.slots().min(into.remaining_capacity());
+            let count = ring.slots().min(most - into.len());
             if let Ok(chunk) = ring.read_chunk(count) {
                 into.extend(chunk);
             }
-            if into.is_full() {
+            if into.len() == most {
                 return; // the rest of this one comes first next time
             }
             self.next = if self.next + 1 == self.from.len() { 0 } else { self.next + 1 };

@@ -7,7 +7,7 @@
 use arrayvec::ArrayVec;
 use weir_identity::Moment;
 
-use super::{DONT_FRAGMENT, Errand, MORE_FRAGMENTS, Shard};
+use super::{DONT_FRAGMENT, MORE_FRAGMENTS, Shard};
 use crate::classifier::millis;
 use crate::counters::DropReason;
 use crate::farm::PortId;
@@ -28,15 +28,6 @@ pub(super) fn may_split(frame: &[u8], parsed: &Parsed) -> bool {
 impl<Q: Queue> Shard<Q> {
     /// Takes `packet`, of which [`may_split`] is true, to pieces of at most `mtu` bytes and forwards them, the first one first.
     pub(super) fn split(&mut self, mut packet: Q::Packet, parsed: Parsed, port: PortId, mtu: u16, now: Moment) {
-        let below = self.ports[usize::from(port)].vlan.map_or(port, |(parent, _)| parent);
-        let queue = match &mut self.ports[usize::from(below)].queue {
-            Ok(queue) => queue,
-            // Buffers are where the queues are.
-            Err(shard) => {
-                let shard = *shard;
-                return self.send_errand(shard, Errand::Split(packet, parsed, port, mtu));
-            }
-        };
         let most = mtu.saturating_sub(HEADER) & !7;
         let payload = parsed.ip_len - HEADER;
         let first = Fragment { offset: parsed.fragment.offset, more: true, len: most, ..parsed.fragment };
@@ -48,7 +39,7 @@ impl<Q: Queue> Shard<Q> {
             let len = most.min(payload - start);
             let more = start + len < payload || parsed.fragment.more;
             let fragment = Fragment { offset: first.offset + start, more, len, ..first };
-            let Some(piece) = queue.allocate().and_then(|piece| copy(piece, packet.data(), &parsed, start, len)) else {
+            let Some(piece) = self.allocate().and_then(|piece| copy(piece, packet.data(), &parsed, start, len)) else {
                 return self.forwarder.drops.count(DropReason::NoBuffer);
             };
             others.push((piece, fragment));

@@ -285,6 +285,8 @@ impl Lab {
             });
             let ports = ports.collect();
             let shard = Shard::new(number, Arc::clone(&farm), forwarder, ports, neighbours, ours, 32);
+            let buffers = Arc::clone(&wire);
+            let shard = shard.with_buffers(Box::new(move || Some(buffers.buffer())));
             made.push(shard.with_fragments(setup.fragments));
         }
         let seats = links.into_iter().enumerate().map(|(number, links)| {
@@ -553,6 +555,12 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
+    /// An empty buffer.
+    fn buffer(self: &Arc<Self>) -> Tracked {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Tracked { packet: HeapPacket::new(&[]), wire: Arc::clone(self) }
+    }
+
     fn new(shards: usize, ports: usize) -> Self {
         Self {
             arriving: (0..shards).map(|_| (0..ports).map(|_| Default::default()).collect()).collect(),
@@ -649,8 +657,7 @@ impl Queue for End {
     }
 
     fn allocate(&mut self) -> Option<Tracked> {
-        self.wire.live.fetch_add(1, Ordering::Relaxed);
-        Some(Tracked { packet: HeapPacket::new(&[]), wire: Arc::clone(&self.wire) })
+        Some(self.wire.buffer())
     }
 }
 

@@ -29,7 +29,7 @@ fn start() -> (Cores, Arc<AtomicBool>) {
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
     let standings = Arc::new(ArcSwap::from_pointee(standings));
     let assembly = Assembly { config: &config, farm: Arc::clone(&farm), standings, seed: 1, key, burst: 32 };
-    let (shards, seats) = assembly.assemble(|_, _| (Err(0), Twin::Itself)).unwrap();
+    let (shards, seats) = assembly.assemble(|_, _| (Err(0), Twin::Itself), || Box::new(|| None)).unwrap();
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &Arc::new(ArcSwap::new(farm)), &failed).unwrap();
     (cores, failed)

@@ -29,7 +29,7 @@ fn assembled(dataplane: &str, more: &str) -> (Arc<Config>, Assembled<PortQueue>)
         key,
         burst: 32,
     };
-    let parts = assembly.assemble(|_, _| (Err(0), Twin::Itself)).unwrap();
+    let parts = assembly.assemble(|_, _| (Err(0), Twin::Itself), || Box::new(|| None)).unwrap();
     (config, parts)
 }
 
