@@ -303,7 +303,7 @@ http {
 const LOCAL: &str = "
 unit: { id: 9, name: xdp-local }
 admin: { socket: FOLDER/weir.sock }
-dataplane: { shards: 2, cpus: [0], idle: poll, hugepages: false, memory: 128MiB, mbufs: 8192, routes: { ipv4: 10000, ipv6: 10000 } }
+dataplane: { shards: 2, cpus: [0], idle: poll, populate: false, hugepages: false, memory: 128MiB, mbufs: 8192, routes: { ipv4: 10000, ipv6: 10000 } }
 ports:
   - { name: net9, device: 'af_xdp:weir9', twin: twin9, addresses: [10.99.0.1/24, 'fd99::1/64'] }
 hosts:

@@ -25,11 +25,26 @@ fn every_file_in_configs_passes_check() {
     let files: Vec<PathBuf> = files.into_iter().filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
     assert!(!files.is_empty());
     for file in &files {
-        let done = weir().arg("check").arg(file).output().expect("weir starts");
+        let done = weir().args(["check", "--elsewhere"]).arg(file).output().expect("weir starts");
         assert!(done.status.success(), "{}: {}", file.display(), text(&done));
+        assert!(text(&done).contains("yaml: memory: "), "{}", text(&done));
     }
-    let all = weir().arg("check").args(&files).output().expect("weir starts");
+    let all = weir().args(["check", "--elsewhere"]).args(&files).output().expect("weir starts");
     assert!(all.status.success(), "{}", text(&all));
+}
+
+#[test]
+fn tables_that_the_machine_has_no_memory_for_are_refused() {
+    let scratch = Scratch::new("memory");
+    let file =
+        scratch.config(&GOOD.replace("mbufs: 4096", "mbufs: 4096, routes: { ipv4: 1000000000, ipv6: 1000000000 }"));
+    for command in [&["check"][..], &["run", "--config"]] {
+        let done = weir().args(command).arg(&file).output().expect("weir starts");
+        assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+        assert!(text(&done).contains("this machine has") && text(&done).contains("fewer routes"), "{}", text(&done));
+    }
+    let done = weir().args(["check", "--elsewhere"]).arg(&file).output().expect("weir starts");
+    assert!(done.status.success(), "{}", text(&done));
 }
 
 #[test]

@@ -3,19 +3,24 @@
 //! The loop itself belongs to whoever has a thread and a clock; here is one turn of it. Commands come over a channel and are looked
 //! at between two turns.
 
+mod giving;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::Receiver;
+use weir_cpu::MapError;
 use weir_identity::{EndpointId, Moment};
 
+pub use self::giving::{Giver, Taker, giving};
 use crate::classifier::Classifier;
 use crate::counters::ClassifierCounters;
 use crate::farm::Farm;
 use crate::packet::{BURST, Queue};
 use crate::plumbing::{Question, Reply};
+use crate::populate::Populate;
 use crate::shard::{Held, Shard, ShardLink};
 
 /// What a core runs.
@@ -33,11 +38,11 @@ pub enum Command<Q: Queue> {
     /// Run this shard from now on.
     AddShard(Box<Shard<Q>>),
     /// Give the shard with this number away.
-    TakeShard(usize, Sender<Box<Shard<Q>>>),
+    TakeShard(usize, Giver<Box<Shard<Q>>>),
     /// Run this classifier from now on.
     AddClassifier(Box<ClassifierSeat<Q::Packet>>),
     /// Give the classifier with this number away.
-    TakeClassifier(usize, Sender<Box<ClassifierSeat<Q::Packet>>>),
+    TakeClassifier(usize, Giver<Box<ClassifierSeat<Q::Packet>>>),
     /// Look into the shard with this number; what is done must be short. Dropped if the shard is not here (any more).
     Visit(usize, Look<Q>),
     /// End.
@@ -134,16 +139,16 @@ impl<Q: Queue> Core<Q> {
             Command::TakeShard(number, to) => {
                 if let Some(index) = self.shards.iter().position(|shard| shard.number() == number) {
                     // If nobody waits for it any more, it stays.
-                    if let Err(back) = to.send(Box::new(self.shards.swap_remove(index))) {
-                        self.shards.push(*back.into_inner());
+                    if let Err(back) = to.give(Box::new(self.shards.swap_remove(index))) {
+                        self.shards.push(*back);
                     }
                 }
             }
             Command::TakeClassifier(number, to) => {
                 if let Some(index) = self.classifiers.iter().position(|seat| seat.number == number)
-                    && let Err(back) = to.send(Box::new(self.classifiers.swap_remove(index)))
+                    && let Err(back) = to.give(Box::new(self.classifiers.swap_remove(index)))
                 {
-                    self.classifiers.push(*back.into_inner());
+                    self.classifiers.push(*back);
                 }
             }
             Command::Visit(number, visit) => {
@@ -215,6 +220,15 @@ impl<P> ClassifierSeat<P> {
     #[must_use]
     pub fn classifier(&self) -> &Classifier<Held<P>> {
         &self.classifier
+    }
+
+    /// Takes the classifier's memory now; to be called before its first turn.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        self.classifier.populate(populate)
     }
 
     /// Classifier `number` with its end of the rings to each shard, in the shards' order.

@@ -59,6 +59,8 @@ counters! {
         routes_evicted,
         /// Routes deleted or replaced by a classifier.
         routes_deleted,
+        /// Ports of full-nat's pools that were looked at for new connections.
+        pool_ports_tried,
         /// Packets that had to wait until the kernel knew their next hop's link-layer address.
         unresolved_held,
         /// Fragments made of packets that were too big for their way and whose senders allow it, but for each packet's first.

@@ -7,12 +7,14 @@
 
 mod dead_ports;
 mod errors;
+mod exhausted;
 mod full_nat;
 mod local;
 mod pairs;
 mod paths;
 mod quick;
 mod steer;
+mod tables;
 
 pub use dead_ports::DeadPorts;
 pub use pairs::is_return;
@@ -99,6 +101,7 @@ pub struct Forwarder {
     /// What full-nat's ways back are translated to.
     translations: TranslationTable,
     dead_ports: DeadPorts,
+    exhausted: exhausted::Exhausted,
     paths: paths::PathMtus,
     hash: FlowHash,
     shard: usize,
@@ -142,6 +145,7 @@ impl Forwarder {
             // Each has a route from its client, in the table of the client's family.
             translations: TranslationTable::new(settings.routes_ipv4, settings.routes_ipv6),
             dead_ports: DeadPorts::new(settings.routes_ipv4, settings.routes_ipv6, settings.hash.clone()),
+            exhausted: exhausted::Exhausted::new(),
             paths: paths::PathMtus::default(),
             hash: settings.hash.clone(),
             shard: settings.shard,

@@ -25,6 +25,7 @@ pub mod packet;
 pub mod parse;
 mod plain4;
 pub mod plumbing;
+pub mod populate;
 pub mod rate_limit;
 pub mod remote;
 pub mod responder;

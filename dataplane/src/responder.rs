@@ -12,7 +12,7 @@ mod error;
 mod neighbour;
 mod reset;
 
-pub use echo::{echo, echo_in_place};
+pub use echo::{asks_for_echo, echo, echo_in_place};
 pub use error::{port_unreachable, time_exceeded, too_big};
 pub use neighbour::{announce, answer_arp, answer_solicitation};
 pub use reset::reset;

@@ -11,6 +11,7 @@ use weir_identity::EndpointId;
 use zerocopy::FromZeros;
 
 use crate::flow::{self, Key, Key4, Key6};
+use crate::populate::Populate;
 
 /// What is done with the packets of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -120,14 +121,14 @@ impl IdleTimeouts {
     pub fn quick(&self) -> QuickLimits {
         let mut limits = [0; QuickLimits::LEN];
         for (state, timeout) in State::ALL.into_iter().zip(self.0).filter(|(state, _)| *state != State::Opening) {
-            limits[state as usize] = timeout.saturating_add(1);
+            limits[state as usize] = timeout.saturating_add(1).saturating_add(STEP_BACK);
         }
         QuickLimits(limits)
     }
 }
 
-/// By a route's state, the idle time in milliseconds from which even a packet that changes nothing may not take it; 0 where each
-/// packet may change something.
+/// By a route's state, the idle time in milliseconds, and [`STEP_BACK`] on top, from which even a packet that changes nothing may not
+/// take it; 0 where each packet may change something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QuickLimits([u32; Self::LEN]);
 
@@ -308,18 +309,24 @@ impl Entry {
         self.seen = now;
     }
 
-    /// Milliseconds since the last packet.
+    /// Milliseconds since the last packet; 0 if that was at a time that is still to come, by less than [`STEP_BACK`].
     #[inline]
     #[must_use]
     pub fn idle(&self, now: u32) -> u32 {
-        now.wrapping_sub(self.seen)
+        self.idle_and_step(now).saturating_sub(STEP_BACK)
+    }
+
+    /// The same and [`STEP_BACK`], which a time that steps back does not bring below 0.
+    #[inline(always)]
+    fn idle_and_step(&self, now: u32) -> u32 {
+        now.wrapping_add(STEP_BACK).wrapping_sub(self.seen)
     }
 
     /// Whether a packet that changes nothing may take the route: it is alive, and its handshake is over.
     #[inline(always)]
     #[must_use]
     pub fn settled(&self, now: u32, limits: &QuickLimits) -> bool {
-        self.idle(now) < limits.0[usize::from(self.state) % QuickLimits::LEN]
+        self.idle_and_step(now) < limits.0[usize::from(self.state) % QuickLimits::LEN]
     }
 
     /// Whether the route has outlived its idle timeout: then it is no route any more, swept or not.
@@ -547,6 +554,16 @@ impl<S: Slot> RouteTable<S> {
             changes: 0,
             cursor: 0,
         })
+    }
+
+    /// Takes the table's memory now; to be called before the first route.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        debug_assert!(self.is_empty());
+        populate.slice(&mut self.slots)
     }
 
     /// Routes in the table, expired ones that are not swept yet included.
@@ -810,6 +827,9 @@ pub struct Look {
 #[error("the route table is full")]
 pub struct Full;
 
+/// By how many milliseconds the time may step back: each core reads its own counter, and a shard that moves comes from another one.
+/// Without it a step of one would be an idle time of 49 days.
+const STEP_BACK: u32 = 60_000;
 /// Slots that are searched for one to be freed: a bound for the work, not for what the table can hold.
 const SEARCHED: usize = 64;
 const EMPTY: u8 = 0;
@@ -847,6 +867,41 @@ mod tests {
         }
         let vip = VipPort { vip: u32::MAX, port: 443 };
         assert_eq!(VipPort::from_value(vip.to_value()), vip);
+    }
+
+    #[test]
+    fn a_populated_table_is_told_in_full() {
+        let told = std::sync::atomic::AtomicUsize::new(0);
+        let done = |bytes| {
+            told.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        };
+        for huge in [false, true] {
+            let mut table = RouteTable::<Slot4>::new(1 << 16, flow::FlowHash::new(1)).unwrap();
+            table.populate(&Populate::new(huge, &done)).unwrap();
+            assert_eq!(told.swap(0, std::sync::atomic::Ordering::Relaxed), table.bytes());
+            table.insert(&key4(1), route(0), 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn time_that_steps_back_makes_no_route_old() {
+        let timeouts = IdleTimeouts([10, 3_600_000, 20, 30, u32::MAX]);
+        for seen in [0, 5, 1_000_000, u32::MAX] {
+            for state in State::ALL {
+                let entry = Entry::new(Route { state, ..route(0) }, seen);
+                for (step, idle) in [(0, 0), (-1i32, 0), (-1000, 0), (1, 1), (10, 10), (11, 11)] {
+                    let now = seen.wrapping_add_signed(step);
+                    assert_eq!(entry.idle(now), idle, "{state:?} {seen} {step}");
+                    let expired = idle > timeouts.of(state);
+                    assert_eq!(entry.expired(now, &timeouts), expired, "{state:?} {seen} {step}");
+                    let settled = state != State::Opening && !expired;
+                    assert_eq!(entry.settled(now, &timeouts.quick()), settled, "{state:?} {seen} {step}");
+                }
+                let old = seen.wrapping_add(3_600_001);
+                assert_eq!(entry.expired(old, &timeouts), state != State::Refused);
+                assert_eq!(entry.settled(old, &timeouts.quick()), state == State::Refused);
+            }
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
 use crate::plumbing::{Ask, Notice, Question, Reply, Verdict};
+use crate::populate::Populate;
 use crate::rate_limit::TokenBucket;
 use crate::responder::{self, Answer};
 use crate::sweep::SweepPace;
@@ -176,6 +177,15 @@ impl<Q: Queue> Shard<Q> {
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
+    }
+
+    /// Takes its tables' memory now; to be called before its first turn.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`](weir_cpu::MapError) if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), weir_cpu::MapError> {
+        self.forwarder.populate(populate)
     }
 
     /// Whether it steers a port's packets to their owners before it looks them up.
@@ -404,10 +414,12 @@ impl<Q: Queue> Shard<Q> {
                 let mac = MacAddress(farm.ports[usize::from(port)].mac);
                 let owns = |address| farm.answers_for(port, address);
                 let is_ours = |address| farm.stands_for(address);
-                let echoes = matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_));
-                if echoes && !self.echoes.allow(now) {
+                let asks = responder::asks_for_echo(packet.data(), is_ours);
+                // Before its checksum, which a flood of long ones would make expensive.
+                if asks && !self.echoes.allow(now) {
                     return self.forwarder.drops.count(DropReason::IcmpRate);
                 }
+                let echoes = asks && matches!(responder::echo_in_place(packet.data_mut(), is_ours), Answer::Reply(_));
                 if echoes || respond(&mut packet, |frame, out| responder::answer(frame, out, mac, owns)) {
                     self.forwarder.counters.responded += 1;
                     send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);

@@ -21,6 +21,7 @@ admin:
   cpus: {cpus}
   classifier_cpus: {classifier_cpus}
   idle: poll
+  populate: false
   hugepages: false
   memory: 256MiB
   mbufs: 32768

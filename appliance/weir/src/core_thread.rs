@@ -3,9 +3,20 @@
 //! A core that goes to sleep says so; a core that has just done something rings the bells of those that sleep, since the work may
 //! be for them. So a ring needs no bell of its own, and a busy unit makes no system call for it.
 
+mod bell;
+mod sleep_flag;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod under_loom;
+
+/// What [`sleep_flag`] is made of.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,17 +24,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use core_affinity::CoreId;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam::channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, eventfd};
 use tracing::{error, warn};
 use weir_config::{Config, Idle};
-use weir_dataplane::core::{ClassifierSeat, Command, Core, PublishedClassifier, Turn};
+use weir_dataplane::core::{ClassifierSeat, Command, Core, PublishedClassifier, Turn, giving};
 use weir_dataplane::farm::{Farm, PortId};
 use weir_dataplane::shard::{Published, Shard};
 use weir_dpdk::{Eal, PacketSockets};
 use weir_identity::Moment;
 
+use self::bell::{Bell, ring_sleepers};
 use crate::naps::Naps;
 use crate::ports::{MbufPacket, PortQueue};
 
@@ -43,7 +54,8 @@ struct Handle {
     commands: Sender<Command<PortQueue>>,
     bell: Arc<Bell>,
     busy: Arc<AtomicU64>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Ends with whether it panicked.
+    thread: Mutex<Option<JoinHandle<bool>>>,
 }
 
 /// Why a core did not start.
@@ -127,10 +139,12 @@ impl Cores {
             let thread = std::thread::Builder::new()
                 .name(format!("core-{cpu}"))
                 .spawn(move || {
-                    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.run())).is_err() {
+                    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.run())).is_err();
+                    if panicked {
                         error!(cpu, "a core panicked");
                         failed.store(true, Ordering::Release);
                     }
+                    panicked
                 })
                 .map_err(|source| SpawnError::Thread { cpu, source })?;
             let bell = Arc::clone(bell);
@@ -254,24 +268,25 @@ impl Cores {
         if from == to {
             return Ok(from_cpu);
         }
-        let (given, taken) = bounded(1);
-        self.send(from, Command::TakeShard(shard, given));
-        let moving = receive(&taken).ok_or(AskError::Silent(from_cpu))?;
+        let (giver, taker) = giving();
+        self.send(from, Command::TakeShard(shard, giver));
+        let moving = taker.take(PATIENCE).ok_or(AskError::Silent(from_cpu))?;
         self.send(to, Command::AddShard(moving));
         places[shard] = to;
         Ok(from_cpu)
     }
 
-    /// Ends all threads, shards and classifiers; the CPU of one that had panicked, if any.
+    /// Ends all threads, shards and classifiers that have not been ended yet; the CPU of one that had panicked, if any.
     pub fn stop(&self) -> Option<usize> {
-        for core in 0..self.handles.len() {
-            self.send(core, Command::Stop);
+        let threads: Vec<_> = self.handles.iter().map(|handle| (handle, handle.thread.lock().take())).collect();
+        for (handle, _) in threads.iter().filter(|(_, thread)| thread.is_some()) {
+            // A core that has panicked does not hear it.
+            let _ = handle.commands.send(Command::Stop);
+            handle.bell.ring();
         }
         let mut panicked = None;
-        for handle in &self.handles {
-            if let Some(thread) = handle.thread.lock().take()
-                && thread.join().is_err()
-            {
+        for (handle, thread) in threads {
+            if thread.is_some_and(|thread| thread.join().unwrap_or(true)) {
                 panicked = Some(handle.cpu);
             }
         }
@@ -291,10 +306,6 @@ impl Drop for Cores {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn receive<T>(from: &Receiver<T>) -> Option<T> {
-    from.recv_timeout(PATIENCE).ok()
 }
 
 /// What one thread runs.
@@ -328,7 +339,7 @@ impl CoreThread {
                 Turn::Worked(_) => {
                     idle = 0;
                     worked += 1;
-                    self.others.iter().for_each(|bell| bell.ring_if_asleep());
+                    ring_sleepers(&self.others);
                 }
             }
             turns += 1;
@@ -367,7 +378,7 @@ struct Sleep {
 impl Sleep {
     fn new(bell: &Bell) -> Self {
         let mut sockets = PacketSockets::new();
-        sockets.add_descriptor(Arc::clone(&bell.event));
+        sockets.add_descriptor(Arc::clone(bell.event()));
         Self { sockets, must_look: false, naps: Naps::default() }
     }
 
@@ -390,7 +401,7 @@ impl Sleep {
     /// Sleeps until a packet or a bell, at most [`LONGEST_POLL`], or not at all where a NIC's queue would not last. How the turn before the sleep went is for the caller: a stop is
     /// ordered only once.
     fn poll(&mut self, bell: &Bell, idle: u32, core: &mut Core<PortQueue>, clock: &mut Clock) -> Turn {
-        bell.asleep.store(true, Ordering::SeqCst);
+        bell.fall_asleep();
         // Whoever put something into a ring before it could see that we sleep is heard by this one more turn.
         let turn = core.turn(clock.now());
         if turn == Turn::Worked(0) {
@@ -401,8 +412,7 @@ impl Sleep {
         } else {
             self.sockets.wait(Duration::ZERO).ok();
         }
-        bell.asleep.store(false, Ordering::SeqCst);
-        bell.clear();
+        bell.wake();
         turn
     }
 
@@ -412,38 +422,6 @@ impl Sleep {
             Some(nap) => std::thread::sleep(nap),
             None => std::hint::spin_loop(),
         }
-    }
-}
-
-/// How other threads wake a core that sleeps.
-#[derive(Debug)]
-struct Bell {
-    /// Written by the core, read by the others.
-    asleep: AtomicBool,
-    event: Arc<OwnedFd>,
-}
-
-impl Bell {
-    fn new() -> Result<Self, rustix::io::Errno> {
-        let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        Ok(Self { asleep: AtomicBool::new(false), event })
-    }
-
-    fn ring(&self) {
-        // It can fail only when it has been rung 2^64 times without being heard.
-        let _ = rustix::io::write(&*self.event, &1u64.to_ne_bytes());
-    }
-
-    #[inline]
-    fn ring_if_asleep(&self) {
-        if self.asleep.load(Ordering::SeqCst) {
-            self.ring();
-        }
-    }
-
-    fn clear(&self) {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*self.event, &mut count);
     }
 }
 

@@ -39,6 +39,9 @@ enum Command {
         /// Print problems as JSON.
         #[arg(long)]
         json: bool,
+        /// The files are for other machines: say nothing about CPUs and memory.
+        #[arg(long)]
+        elsewhere: bool,
     },
     /// Print the configuration's JSON Schema, for editors.
     Schema,
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
         .init();
     let done = match cli.command {
         Command::Run { config } => run(&config),
-        Command::Check { files, json } => check(&files, json),
+        Command::Check { files, json, elsewhere } => check(&files, json, elsewhere),
         Command::Schema => print(&format!("{:#}\n", weir_config::schema())),
         Command::Replay { config, input, output, twin, burst, json } => {
             let replay = Replay { inputs: pairs(input), outputs: pairs(output), twin, burst: usize::from(burst) };
@@ -95,21 +98,26 @@ fn run(path: &PathBuf) -> bool {
     }
 }
 
-fn check(files: &[PathBuf], json: bool) -> bool {
+fn check(files: &[PathBuf], json: bool, elsewhere: bool) -> bool {
     let mut good = true;
     let mut problems = Vec::new();
+    let machine = if elsewhere { weir_config::Machine::default() } else { weir_config::Machine::this() };
     for file in files {
-        let (report, loaded) = match weir_config::load(file) {
-            Ok(config) => (config.warnings, true),
-            Err(report) => (report, false),
+        let (report, notes) = match weir_config::load_for(file, &machine) {
+            Ok(config) => (config.warnings.clone(), Some(notes(&config))),
+            Err(report) => (report, None),
         };
-        good &= loaded;
+        good &= notes.is_some();
         if json {
             problems.extend(report.problems().iter().map(|problem| serde_json::json!(problem)));
         } else {
             eprint!("{}", report.render(io::stderr().is_terminal()));
-            if loaded {
-                print(&format!("{}: ok\n", file.display()));
+            if let Some(notes) = notes {
+                let name = file.display();
+                print(&format!("{name}: ok\n"));
+                for note in notes {
+                    print(&format!("{name}: {note}\n"));
+                }
             }
         }
     }
@@ -117,6 +125,19 @@ fn check(files: &[PathBuf], json: bool) -> bool {
         print(&format!("{:#}\n", serde_json::Value::Array(problems)));
     }
     good
+}
+
+/// What is worth knowing of a good configuration.
+fn notes(config: &weir_config::Config) -> Vec<String> {
+    let mut notes = vec![format!("memory: {}", config.memory())];
+    if let Some(port) = config.one_armed() {
+        notes.push(format!(
+            "note: clients and hosts are both behind port `{}`: a NIC can deal one side's packets to the shards that own them, and of \
+             the other side's most are handed over; a port for each side has none of that",
+            port.name
+        ));
+    }
+    notes
 }
 
 fn run_replay(path: &PathBuf, replay: &Replay, json: bool) -> bool {

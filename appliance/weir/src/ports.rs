@@ -300,11 +300,19 @@ impl Opened {
         }
         let in_port = |source| PortsError::Port { port: settings.name.clone(), source };
         let device = device(&settings.device);
+        let wanted = match &settings.device {
+            Device::AfXdp(interface) => at_most(settings, interface_queues(interface)),
+            _ => settings.queues,
+        };
         let vdevs = device
-            .vdevs(index, settings.queues, settings.mtu)
+            .vdevs(index, wanted, settings.mtu)
             .map_err(|source| PortsError::Device { port: settings.name.clone(), source })?;
         let idle = match &settings.device {
-            Device::Pci(address) => vec![(IdlePort::by_pci(eal, address).map_err(in_port)?, settings.queues)],
+            Device::Pci(address) => {
+                let idle = IdlePort::by_pci(eal, address).map_err(in_port)?;
+                let has = idle.info().map_err(in_port)?;
+                vec![(idle, at_most(settings, Some(has.max_rx_queues.min(has.max_tx_queues))))]
+            }
             _ => vdevs
                 .iter()
                 .map(|vdev| Ok((self.add_vdev(eal, vdev, settings)?, vdev.queues)))
@@ -413,6 +421,28 @@ fn tell(settings: &weir_config::Port, port: &Port) {
         ),
         RssState::Exact(_) | RssState::None => {}
     }
+}
+
+/// The queues of a port: as many as its device has, where the YAML does not name a number.
+fn at_most(settings: &weir_config::Port, has: Option<u16>) -> u16 {
+    match has {
+        Some(has) if !settings.queues_given && has < settings.queues => {
+            let queues = has.max(1);
+            tracing::warn!(
+                port = %settings.name, queues, shards = settings.queues,
+                "the device has fewer queues than there are shards, which hand packets to each other"
+            );
+            queues
+        }
+        _ => settings.queues,
+    }
+}
+
+/// The receive queues of a kernel interface, if the kernel tells.
+fn interface_queues(interface: &str) -> Option<u16> {
+    let queues = std::fs::read_dir(format!("/sys/class/net/{interface}/queues")).ok()?.flatten();
+    let receive = queues.filter(|queue| queue.file_name().to_str().is_some_and(|name| name.starts_with("rx-")));
+    u16::try_from(receive.count()).ok()
 }
 
 fn device(device: &Device) -> weir_dpdk::Device {

@@ -54,6 +54,9 @@ pub enum AssemblyError {
         /// Why.
         source: MapError,
     },
+    /// A thread that took tables' memory panicked; the log has the reason.
+    #[error("taking the tables' memory ended by a panic")]
+    PopulatePanicked,
 }
 
 /// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
@@ -98,6 +101,7 @@ impl Assembly<'_> {
                 hash: hash.clone(),
             })
             .map_err(|source| AssemblyError::Memory { table: format!("route table of shard {number}"), source })?;
+            let forwarder = if self.config.pools.is_empty() { forwarder.without_full_nat() } else { forwarder };
             let ports = (0..self.config.ports.len())
                 .map(|index| {
                     if let Some((parent, id)) = crate::knowledge::vlan(&self.config.ports[index]) {
@@ -151,8 +155,8 @@ pub enum UnitError {
     /// The control plane.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A core's thread panicked; the log has the reason.
-    #[error("core {0} ended by a panic; everything else was stopped")]
+    /// The thread of the core on this CPU panicked; the log has the reason.
+    #[error("the core on CPU {0} panicked (the log says why), so everything was stopped")]
     CorePanicked(usize),
 }
 
@@ -185,7 +189,7 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         burst: usize::from(config.dataplane.burst),
     };
     let (mut ends, pool) = (opened.ends, opened.pool);
-    let (shards, seats) = assembly.assemble(
+    let (mut shards, mut seats) = assembly.assemble(
         |shard, port| ends.take(shard, port),
         || Box::new(move || pool.alloc().map(ports::MbufPacket::from)),
     )?;
@@ -193,6 +197,7 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     drop(ends);
     // The first farm is to be freed like all others, once nobody reads it.
     drop(assembly);
+    crate::populate::tables(&config.dataplane, &mut shards, &mut seats)?;
     let farms = Arc::new(ArcSwap::new(farm));
     let failed = Arc::new(AtomicBool::new(false));
     let cores = Cores::start(&config, shards, seats, &farms, &failed)?;
@@ -257,3 +262,6 @@ const NOTICE_RING: usize = 8192;
 const FRAGMENTED_DATAGRAMS: u32 = 8192;
 /// Packets that may be on their way from all other shards to one: with 128 shards all rings have 133 MB.
 const HANDOVERS: usize = 1 << 15;
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 
 mod machine;
 mod marks;
+mod memory;
 mod near;
 mod place;
 mod problem;
@@ -21,8 +22,9 @@ mod validate;
 use std::fs;
 use std::path::Path;
 
-pub use machine::Machine;
+pub use machine::{Machine, Memory};
 use marks::Marks;
+pub use memory::MemoryNeed;
 use place::Place;
 pub use problem::Mistake;
 pub use report::{Problem, Report, Severity};
@@ -38,11 +40,19 @@ pub use types::{
 /// # Errors
 /// The report has at least one error (and possibly warnings): the file cannot be read, is no YAML, or is in doubt.
 pub fn load(path: impl AsRef<Path>) -> Result<Config, Report> {
+    load_for(path, &Machine::this())
+}
+
+/// Loads the configuration of a unit that is to run on `machine`; of the default one nothing is known, and nothing said.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(path: impl AsRef<Path>, machine: &Machine) -> Result<Config, Report> {
     let path = path.as_ref();
     let file = path.display().to_string();
     match fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => check(&file, &text, &Machine::this()),
+            Ok(text) => check(&file, &text, machine),
             Err(error) => Err(unreadable(&file, &error.utf8_error().to_string())),
         },
         Err(error) => Err(unreadable(&file, &error.to_string())),
@@ -108,7 +118,7 @@ pub fn schema() -> serde_json::Value {
 impl TryFrom<raw::Document> for Config {
     type Error = Report;
 
-    /// Validates a document that was not read from text, so problems have no lines; nothing is said about CPUs.
+    /// Validates a document that was not read from text, so problems have no lines; nothing is said about the machine.
     fn try_from(document: raw::Document) -> Result<Self, Report> {
         let text = serde_yaml::to_string(&document).unwrap_or_default();
         check("document", &text, &Machine::default())

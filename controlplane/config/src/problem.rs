@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::memory::{MemoryNeed, Size};
 use crate::near::nearest;
 
 /// One kind of mistake with the values that make it one; its `Display` says what is wrong.
@@ -216,6 +217,26 @@ pub enum Mistake {
         /// `shards` or `classifiers`.
         of: &'static str,
     },
+    /// Cores with unequal numbers of shards.
+    #[error("{shards} shards cannot be spread evenly over {cpus} CPUs: some have more to do than others")]
+    UnevenShards {
+        /// Number of shards.
+        shards: usize,
+        /// Number of CPUs.
+        cpus: usize,
+        /// The most shards there can be.
+        most: usize,
+    },
+    /// Fewer queues than shards.
+    #[error(
+        "{queues} queues for {shards} shards: shards hand packets that came in by another one's queue to each other"
+    )]
+    FewQueues {
+        /// Queues of the port.
+        queues: u16,
+        /// Shards of the unit.
+        shards: usize,
+    },
     /// More queues than shards.
     #[error("{queues} queues but {shards} shards")]
     QueuesOverShards {
@@ -235,6 +256,24 @@ pub enum Mistake {
         each: u64,
         /// Needed memory.
         need_mib: u64,
+    },
+    /// Too few huge pages for what cannot do without.
+    #[error("packet buffers need {need_mib} MiB of huge pages, and {has_mib} MiB are reserved")]
+    FewHugePages {
+        /// Needed memory.
+        need_mib: u64,
+        /// Reserved memory.
+        has_mib: u64,
+    },
+    /// More memory than there is.
+    #[error("the unit needs {need}, and this machine has {}{}", Size(*.usable), kept(*.reserved))]
+    MemoryOverMachine {
+        /// What is needed.
+        need: MemoryNeed,
+        /// Bytes that it can have.
+        usable: u64,
+        /// Bytes that are reserved as huge pages, which it does not ask for.
+        reserved: u64,
     },
     /// Packet buffers that could all be held somewhere while packets come in.
     #[error(
@@ -553,6 +592,20 @@ impl Mistake {
                 None => format!("there are {}", some_of(known)),
             },
             Mistake::IdleCpus { of, .. } => format!("at least as many {of} as CPUs"),
+            Mistake::UnevenShards { shards, cpus, most } => {
+                let less = shards / cpus * cpus;
+                match (less + cpus <= *most).then_some(less + cpus) {
+                    Some(more) => format!("shards: {less} or {more}"),
+                    None => format!("shards: {less}"),
+                }
+            }
+            Mistake::FewQueues { queues, shards } => {
+                format!("queues: {shards} if the device has them, or dataplane.shards: {queues}")
+            }
+            Mistake::FewHugePages { need_mib, .. } => {
+                format!("sysctl vm.nr_hugepages={} or more, or fewer mbufs", need_mib.div_ceil(2))
+            }
+            Mistake::MemoryOverMachine { .. } => "fewer routes, shards or mbufs, or more memory".to_owned(),
             Mistake::QueuesOverShards { shards, .. } => format!("1 to {shards} queues, or more dataplane.shards"),
             Mistake::MemoryShort { need_mib, .. } => format!("memory: {need_mib}MiB, or fewer mbufs"),
             Mistake::FewMbufs { advised, .. } => {
@@ -642,6 +695,14 @@ impl Mistake {
                 | Mistake::NoEffect { .. }
                 | Mistake::TwinNeedless
         )
+    }
+}
+
+/// What a machine has beside what can be used.
+fn kept(reserved: u64) -> String {
+    match reserved {
+        0 => String::new(),
+        reserved => format!(" beside {} that are reserved as huge pages", Size(reserved)),
     }
 }
 

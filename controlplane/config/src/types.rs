@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use weir_identity::{ApplicationId, HostId, ServiceId, UnitId};
 
 use crate::Report;
+use crate::memory::MemoryNeed;
 
 /// A unit's whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,23 @@ pub struct Config {
     pub warnings: Report,
 }
 
+impl Config {
+    /// How much memory the unit takes.
+    #[must_use]
+    pub fn memory(&self) -> MemoryNeed {
+        MemoryNeed::of(&self.dataplane, &self.ports, !self.pools.is_empty())
+    }
+
+    /// The one port of a unit that has no other and several shards: clients and hosts are behind it alike, and its hardware can deal only
+    /// one side's packets to the shards that own them.
+    #[must_use]
+    pub fn one_armed(&self) -> Option<&Port> {
+        let mut real = self.ports.iter().filter(|port| !matches!(port.device, Device::Vlan { .. }));
+        let first = real.next()?;
+        (self.dataplane.shards > 1 && real.next().is_none()).then_some(first)
+    }
+}
+
 /// Who this unit is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
@@ -49,6 +67,8 @@ pub struct Unit {
     pub id: UnitId,
     /// Name for people.
     pub name: String,
+    /// Directory for what has to outlive it; absolute. `None`: where the system keeps such things.
+    pub state: Option<PathBuf>,
 }
 
 /// Where the hosts' agents connect.
@@ -76,7 +96,7 @@ pub struct Admin {
 /// Cores, memory and tables of the dataplane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataplane {
-    /// Number of route tables; at least 1 and never less than a port's queues.
+    /// Number of route tables; 1 to 128 and never less than a port's queues.
     pub shards: usize,
     /// Number of classifiers; at least 1.
     pub classifiers: usize,
@@ -92,6 +112,8 @@ pub struct Dataplane {
     pub memory_mib: u64,
     /// Packet buffers over all ports.
     pub mbufs: u32,
+    /// Whether tables' memory is taken at start.
+    pub populate: bool,
     /// Packets taken from a queue at once; 1 to 32.
     pub burst: u16,
     /// Capacity for IPv4 routes over all shards.
@@ -154,6 +176,8 @@ pub struct Port {
     pub device: Device,
     /// RX/TX queue pairs; 1 to the number of shards.
     pub queues: u16,
+    /// Whether the file says how many; else a device that has fewer gets those.
+    pub queues_given: bool,
     /// Largest IP packet in bytes.
     pub mtu: u16,
     /// The unit's own addresses with their on-link prefixes; empty: read from the kernel at run time.

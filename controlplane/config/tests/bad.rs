@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use weir_config::{Machine, check};
+use weir_config::{Machine, Memory, check};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad");
@@ -22,7 +22,8 @@ fn files() -> Vec<PathBuf> {
 
 #[test]
 fn every_mistake_is_told_as_expected() {
-    let machine = Machine { cpus: Some((0..8).collect()) };
+    let memory = Some(Memory { total: 16 << 30, huge: 2 << 30 });
+    let machine = Machine { cpus: Some((0..8).collect()), memory };
     let mut wrong = Vec::new();
     for path in files() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -11,7 +11,7 @@ use weir_config::{Config, Machine, Mode, Ports, Report, check, load, raw};
 
 /// Checks `text` and everything one can do with the answer.
 fn exercise(text: &str) -> Result<Config, Report> {
-    let answer = check("file.yaml", text, &Machine { cpus: Some(vec![0, 1]) });
+    let answer = check("file.yaml", text, &Machine { cpus: Some(vec![0, 1]), ..Machine::default() });
     let report = match &answer {
         Ok(config) => &config.warnings,
         Err(report) => report,
@@ -75,7 +75,7 @@ fn valid() -> impl Strategy<Value = raw::Document> {
                 }
             });
             raw::Document {
-                unit: Some(raw::Unit { id: Some(id), name: Some(name) }),
+                unit: Some(raw::Unit { id: Some(id), name: Some(name), state: None }),
                 ports: Some(vec![raw::Port {
                     name: Some("net0".to_owned()),
                     device: Some(raw::DeviceText("af_packet:eth1".to_owned())),

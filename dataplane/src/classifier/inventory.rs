@@ -4,6 +4,7 @@ use weir_cpu::MapError;
 use weir_identity::EndpointId;
 
 use crate::flow::{FlowHash, Key};
+use crate::populate::Populate;
 use crate::route_table::{Action, Entry, IdleTimeouts, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// Sessions by flow, 64 bytes each for IPv4.
@@ -28,6 +29,15 @@ impl Inventory {
             v6: RouteTable::new(capacity_v6, hash.clone())?,
             news: News::new(),
         })
+    }
+
+    pub(super) fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        self.v4.populate(populate)?;
+        self.v6.populate(populate)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.v4.bytes() + self.v6.bytes()
     }
 
     pub(super) fn len(&self) -> usize {

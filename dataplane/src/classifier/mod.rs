@@ -24,6 +24,7 @@ use crate::counters::ClassifierCounters;
 use crate::farm::{Farm, NoEndpoint};
 use crate::flow::{FlowHash, Key, protocol};
 use crate::plumbing::{Ask, Event, Notice, Question, Refusal, Reply, Verdict};
+use crate::populate::Populate;
 use crate::route_table::{Action, Route, State};
 use crate::sweep::SweepPace;
 
@@ -79,6 +80,21 @@ impl<H> Classifier<H> {
             tickets: 0,
             counters: ClassifierCounters::default(),
         })
+    }
+
+    /// Takes the inventory's memory now; to be called before the first session.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough.
+    pub fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        self.inventory.populate(populate)
+    }
+
+    /// Address space that the inventory takes, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.inventory.bytes()
     }
 
     /// Goes on with a newer farm.

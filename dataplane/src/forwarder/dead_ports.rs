@@ -6,13 +6,15 @@
 use weir_cpu::MapError;
 
 use crate::flow::{FlowHash, Key};
+use crate::populate::Populate;
 use crate::route_table::{Action, IdleTimeouts, Mode, Route, RouteTable, Slot, Slot4, Slot6, State};
 
 /// One shard's dead ports, by the key of their way back: 64 bytes each for IPv4, reserved with the first of them.
 #[derive(Debug)]
 pub struct DeadPorts {
     tables: Option<(RouteTable<Slot4>, RouteTable<Slot6>)>,
-    capacity: (usize, usize),
+    /// `None` where there is no pool.
+    capacity: Option<(usize, usize)>,
     hash: FlowHash,
 }
 
@@ -27,7 +29,12 @@ pub(super) enum For {
 
 impl DeadPorts {
     pub(super) fn new(v4: usize, v6: usize, hash: FlowHash) -> Self {
-        Self { tables: None, capacity: (v4.max(LEAST), v6.max(LEAST)), hash }
+        Self { tables: None, capacity: Some((v4.max(LEAST), v6.max(LEAST))), hash }
+    }
+
+    /// Room for none.
+    pub(super) fn none(hash: FlowHash) -> Self {
+        Self { tables: None, capacity: None, hash }
     }
 
     /// How many there are, those included whose time has come but not the sweep.
@@ -44,11 +51,26 @@ impl DeadPorts {
 
     /// Makes room for them, of which there can only be some once there has been a port.
     pub(super) fn prepare(&mut self) -> Result<(), MapError> {
-        if self.tables.is_none() {
-            let (v4, v6) = self.capacity;
+        if self.tables.is_none()
+            && let Some((v4, v6)) = self.capacity
+        {
             self.tables = Some((RouteTable::new(v4, self.hash.clone())?, RouteTable::new(v6, self.hash.clone())?));
         }
         Ok(())
+    }
+
+    /// Makes room and takes its memory now.
+    pub(super) fn populate(&mut self, populate: &Populate) -> Result<(), MapError> {
+        self.prepare()?;
+        let Some((v4, v6)) = &mut self.tables else { return Ok(()) };
+        v4.populate(populate)?;
+        v6.populate(populate)
+    }
+
+    /// Address space taken, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.tables.as_ref().map_or(0, |(v4, v6)| v4.bytes() + v6.bytes())
     }
 
     /// Notes a port by its way back, which was last used at `seen` and is dead for as long as a route in `state` would live; false if

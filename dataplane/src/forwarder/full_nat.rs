@@ -109,12 +109,22 @@ impl Forwarder {
         }
         let client = key.source();
         let bucket = self.owners.hash().bucket(client.ip(), client.port());
-        (0..pool.attempts().min(ATTEMPTS)).find_map(|attempt| {
+        // What decides which ports there are: the endpoint, the pool and the bucket, which stands in the place of a port.
+        let to = endpoint_address(farm.endpoint(endpoint)?, key);
+        let from = SocketAddr::new(pool.address(0)?, u16::try_from(bucket).ok()?);
+        let search = self.hash.route(&Key::new(to, from, key.protocol())?);
+        let allowed = self.exhausted.attempts(search, now);
+        let mut tried = 0;
+        let found = (0..pool.attempts().min(allowed)).find_map(|attempt| {
             let (address, port) = pool.candidate(hash, attempt, bucket)?;
+            tried += 1;
             let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
             let action = Action::Send { endpoint, mode, value };
             is_free(action).map(|_| action)
-        })
+        });
+        self.counters.pool_ports_tried += tried;
+        self.exhausted.ended(search, allowed, found.is_some(), now);
+        found
     }
 
     /// The key of the way back in full-nat, of the direction from the client and its action.
@@ -182,8 +192,6 @@ fn slot(value: u64) -> u32 {
     value as u32
 }
 
-/// Ports that a new connection tries: with one of ten free, one connection in 700,000 finds none.
-const ATTEMPTS: u32 = 128;
 /// By how many bytes an IPv6 header is longer than an IPv4 header.
 const HEADER_DIFFERENCE: u16 = 20;
 /// What a fragment header adds.

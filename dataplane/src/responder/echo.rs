@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Answer, answerable, turn_link};
 use crate::wire::checksum::update_u16;
-use crate::wire::{Addresses, Protocol, icmpv4, icmpv6, ipv4, ipv6};
+use crate::wire::{Addresses, Dissection, Protocol, icmpv4, icmpv6, ipv4, ipv6};
 
 const HOP_LIMIT: u8 = 64;
 
@@ -13,6 +13,13 @@ pub fn echo(frame: &[u8], out: &mut [u8], is_vip: impl Fn(IpAddr) -> bool) -> An
     let Some(copy) = out.get_mut(..frame.len()) else { return Answer::None };
     copy.copy_from_slice(frame);
     echo_in_place(copy, is_vip)
+}
+
+/// Whether a frame says that it is an echo request which [`echo_in_place`] would answer. Its checksum, the only part that costs more the
+/// longer the frame is, has not been looked at.
+#[must_use]
+pub fn asks_for_echo(frame: &[u8], is_vip: impl Fn(IpAddr) -> bool) -> bool {
+    request(frame, is_vip).is_some()
 }
 
 /// Turns an ICMP or ICMPv6 echo request to a VIP into the reply, in place.
@@ -24,19 +31,34 @@ pub fn echo_in_place(frame: &mut [u8], is_vip: impl Fn(IpAddr) -> bool) -> Answe
     turn(frame, is_vip).into()
 }
 
-fn turn(frame: &mut [u8], is_vip: impl Fn(IpAddr) -> bool) -> Option<usize> {
+/// An echo request to a VIP, taken apart; its checksum may be wrong.
+fn request(frame: &[u8], is_vip: impl Fn(IpAddr) -> bool) -> Option<Dissection> {
     let parts = answerable(frame)?;
     if parts.fragment.is_some() || !is_vip(parts.addresses.destination()) || is_vip(parts.addresses.source()) {
         return None;
     }
     let message = parts.payload(frame);
+    let asks = match parts.addresses {
+        Addresses::V4 { .. } => {
+            let request = icmpv4::Packet::new_checked(message).ok()?;
+            parts.protocol == Protocol::ICMP && (request.kind(), request.code()) == (icmpv4::kind::ECHO_REQUEST, 0)
+        }
+        Addresses::V6 { .. } => {
+            let request = icmpv6::Packet::new_checked(message).ok()?;
+            parts.protocol == Protocol::ICMPV6
+                && (request.kind(), request.code()) == (icmpv6::kind::ECHO_REQUEST, 0)
+                && !parts.has_options
+        }
+    };
+    asks.then_some(parts)
+}
+
+fn turn(frame: &mut [u8], is_vip: impl Fn(IpAddr) -> bool) -> Option<usize> {
+    let parts = request(frame, is_vip)?;
+    let message = parts.payload(frame);
     match parts.addresses {
         Addresses::V4 { source, destination } => {
-            let request = icmpv4::Packet::new_checked(message).ok()?;
-            if parts.protocol != Protocol::ICMP || (request.kind(), request.code()) != (icmpv4::kind::ECHO_REQUEST, 0) {
-                return None;
-            }
-            request.verify_checksum().ok()?;
+            icmpv4::Packet::new_checked(message).ok()?.verify_checksum().ok()?;
             turn_link(frame)?;
             let mut packet = ipv4::Packet::new_checked(frame.get_mut(parts.ip..)?).ok()?;
             packet.set_source(destination);
@@ -51,15 +73,7 @@ fn turn(frame: &mut [u8], is_vip: impl Fn(IpAddr) -> bool) -> Option<usize> {
             reply.set_checksum(check);
         }
         Addresses::V6 { source, destination } => {
-            let request = icmpv6::Packet::new_checked(message).ok()?;
-            if parts.protocol != Protocol::ICMPV6 || (request.kind(), request.code()) != (icmpv6::kind::ECHO_REQUEST, 0)
-            {
-                return None;
-            }
-            if parts.has_options {
-                return None;
-            }
-            request.verify_checksum(parts.addresses).ok()?;
+            icmpv6::Packet::new_checked(message).ok()?.verify_checksum(parts.addresses).ok()?;
             turn_link(frame)?;
             let mut packet = ipv6::Packet::new_checked(frame.get_mut(parts.ip..)?).ok()?;
             packet.set_source(destination);

@@ -243,6 +243,9 @@ fn echo_becomes_the_reply() {
         let before = corrupt.clone();
         assert_eq!(echo_in_place(&mut corrupt, owned), Answer::None);
         assert_eq!(corrupt, before);
+        let asks = [&request, &corrupt, &bytes].map(|frame| asks_for_echo(frame, owned));
+        assert_eq!(asks, [true, true, false], "whatever the checksum says");
+        assert!(!asks_for_echo(&request, |_| false) && !asks_for_echo(&request, |_| true));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::populate::Populate;
+
 /// The ends that packets on the way back are translated to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translation {
@@ -27,6 +29,20 @@ impl TranslationTable {
     #[must_use]
     pub fn new(v4: usize, v6: usize) -> Self {
         Self { v4: Slab::new(v4), v6: Slab::new(v6) }
+    }
+
+    /// Takes all memory now; to be called before the first translation.
+    pub(crate) fn populate(&mut self, populate: &Populate) {
+        debug_assert!(self.is_empty());
+        populate.vector(&mut self.v4.places, Place::Free(END));
+        populate.vector(&mut self.v6.places, Place::Free(END));
+    }
+
+    /// Address space taken, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.v4.places.capacity() * size_of::<Place<Ends<[u8; 4]>>>()
+            + self.v6.places.capacity() * size_of::<Place<Ends<[u8; 16]>>>()
     }
 
     /// Adds a translation and returns its slot; `None` if the client's family has no room.

@@ -309,6 +309,44 @@ fn a_deleted_route_keeps_its_port_for_the_dead_time() {
 }
 
 #[test]
+fn a_flood_to_an_endpoint_without_a_free_port_costs_few_looks() {
+    families(|family, hosts| {
+        let farm = Farm::new(with_ports(family, hosts, 30_000, 30_299).parts);
+        let pool = farm.endpoint(crate::lab::endpoint(family, 0, 0)).and_then(|endpoint| endpoint.pool).unwrap();
+        let ports: usize = (0..128).map(|bucket| farm.pools[pool].capacity(bucket)).sum();
+        let mut forwarder = small_forwarder(8192);
+        let install = |forwarder: &mut Forwarder, client, now| {
+            let before = forwarder.counters.pool_ports_tried;
+            let fate = opens(forwarder, &farm, family, client, 0, now);
+            (fate == Fate::Send(1), forwarder.counters.pool_ports_tried - before)
+        };
+        // Whatever single searches miss, in the end all ports are taken.
+        let (mut served, mut now) = (HashSet::new(), 0);
+        for client in (1..=2_000).cycle() {
+            now += 1;
+            if !served.contains(&client) && install(&mut forwarder, client, now).0 {
+                served.insert(client);
+            }
+            if served.len() == ports {
+                break;
+            }
+        }
+        let mut flood =
+            |now| (0..1000).map(|n| install(&mut forwarder, 10_000 + n, now + u32::from(n) / 10).1).sum::<u64>();
+        flood(now);
+        let tried = flood(now + 100);
+        assert!((128..=1000 * 2 + 4 * 128).contains(&tried), "{tried} ports were tried in 100 ms");
+        // Another endpoint does not suffer from it.
+        assert_eq!(opens(&mut forwarder, &farm, family, 20_000, 1, now + 200), Fate::Send(1));
+        // A port that gets free is found as soon as there is a search again.
+        let freed = parse(&syn(family, *served.iter().next().unwrap(), HTTP), MACS[0]).unwrap().key;
+        forwarder.plumb(&Plumb::Delete(freed), &farm, now + 200);
+        now += 201 + TIMEOUTS[2];
+        assert!((0..200).any(|n| install(&mut forwarder, 30_000 + n, now + 64 * u32::from(n)).0));
+    });
+}
+
+#[test]
 fn a_half_open_connection_leaves_its_port_dead() {
     families(|family, hosts| {
         let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Sender, bounded, unbounded};
+use crossbeam::channel::{Sender, unbounded};
 use hashbrown::HashMap;
-use weir_dataplane::core::{Command, Core, Turn};
+use weir_dataplane::core::{Command, Core, Turn, giving};
 use weir_dataplane::route_table::Mode;
 use weir_identity::Moment;
 
@@ -39,22 +39,22 @@ fn what_nobody_takes_stays() {
     };
     assert!(send(Command::AddShard(Box::new(lab.shards.pop().unwrap()))));
     assert!(!send(Command::AddClassifier(Box::new(lab.seats.pop().unwrap()))));
-    let (to, given) = bounded(1);
+    let (to, given) = giving();
     drop(given);
     send(Command::TakeShard(0, to));
-    let (to, given) = bounded(1);
+    let (to, given) = giving();
     drop(given);
     send(Command::TakeClassifier(0, to));
     // One that is not here is not given: who asked hears that nothing comes.
-    let (to, given) = bounded(1);
+    let (to, given) = giving();
     send(Command::TakeShard(1, to));
-    assert!(given.recv().is_err());
-    let (to, given) = bounded(1);
+    assert!(given.take(Duration::MAX).is_none());
+    let (to, given) = giving();
     send(Command::TakeClassifier(1, to));
-    assert!(given.recv().is_err());
+    assert!(given.take(Duration::MAX).is_none());
     // Nor is it looked into; who wanted that hears of it at once.
     for (shard, looked) in [(1, false), (0, true)] {
-        let (to, given) = bounded(1);
+        let (to, given) = crossbeam::channel::bounded(1);
         send(Command::Visit(shard, Box::new(move |shard, _| to.send(shard.number()).unwrap())));
         assert_eq!(given.recv().is_ok(), looked);
     }
@@ -79,20 +79,20 @@ struct Threads {
 
 impl Threads {
     fn move_shard(&mut self, number: usize) {
-        let (to, given) = bounded(1);
+        let (to, given) = giving();
         let at = &mut self.at[0][number];
         self.commands[*at].send(Command::TakeShard(number, to)).unwrap();
-        let shard = given.recv().unwrap();
+        let shard = given.take(Duration::MAX).unwrap();
         assert_eq!(shard.number(), number);
         *at = 1 - *at;
         self.commands[*at].send(Command::AddShard(shard)).unwrap();
     }
 
     fn move_classifier(&mut self, number: usize) {
-        let (to, given) = bounded(1);
+        let (to, given) = giving();
         let at = &mut self.at[1][number];
         self.commands[*at].send(Command::TakeClassifier(number, to)).unwrap();
-        let seat = given.recv().unwrap();
+        let seat = given.take(Duration::MAX).unwrap();
         assert_eq!(seat.number(), number);
         *at = 1 - *at;
         self.commands[*at].send(Command::AddClassifier(seat)).unwrap();

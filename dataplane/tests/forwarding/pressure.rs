@@ -148,6 +148,35 @@ fn what_a_unit_says_by_itself_has_a_rate() {
 }
 
 #[test]
+fn the_rate_of_echoes_comes_before_their_checksums() {
+    everywhere(|mode, family| {
+        let mut lab = Lab::plain(mode);
+        let corrupt = |n| {
+            let mut frame = ping(family, n);
+            *frame.last_mut().unwrap() ^= 1;
+            frame
+        };
+        // What is no request takes nothing of the budget; what says that it is one does, since telling costs as much as an answer.
+        let reply = {
+            let mut frame = ping(family, 0);
+            let upper = frame.len() - 12;
+            frame[upper] = if family == Family::V4 { 0 } else { 129 };
+            frame
+        };
+        (0..50).for_each(|_| lab.arrive(0, 0, &reply));
+        (0..400).for_each(|n| lab.arrive(0, 0, &corrupt(n)));
+        (0..600).for_each(|n| lab.arrive(0, 0, &ping(family, n)));
+        lab.run();
+        assert_eq!((lab.count("responded"), lab.dropped(DropReason::Icmp)), (600, 450));
+        // With the budget used up, a wrong checksum is not even looked for.
+        (0..20).for_each(|n| lab.arrive(0, 0, &corrupt(n)));
+        lab.run();
+        lab.check();
+        assert_eq!((lab.dropped(DropReason::Icmp), lab.dropped(DropReason::IcmpRate)), (450, 20));
+    });
+}
+
+#[test]
 fn a_slow_port_takes_a_prefix() {
     everywhere(|mode, family| {
         let mut lab = Lab::plain(mode);

@@ -59,6 +59,23 @@ impl<T> HugeSlice<T> {
         self.hugetlb
     }
 
+    /// Faults every page in that is not there yet, in portions: each is told to `done` in bytes. What is there stays as it is. The pages
+    /// are taken from the NUMA node of the CPU that this runs on.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Populate`] if there is not enough memory; what has been faulted in stays.
+    pub fn populate(&mut self, mut done: impl FnMut(usize)) -> Result<(), MapError> {
+        let start = self.start.as_ptr().cast::<u8>();
+        for offset in (0..self.mapped).step_by(PORTION) {
+            let bytes = PORTION.min(self.mapped - offset);
+            let portion = start.wrapping_add(offset).cast();
+            populate(portion, bytes).map_err(|source| MapError::Populate { bytes: self.mapped, source })?;
+            done(bytes);
+        }
+        Ok(())
+    }
+
     /// The address space taken, in bytes.
     #[must_use]
     pub fn mapped_bytes(&self) -> usize {
@@ -148,6 +165,8 @@ pub enum MapError {
 
 const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
+/// Faulted in at once: some tenths of a second on slow machines.
+const PORTION: usize = 128 << 20;
 /// The most that leaves room for the alignment's slack.
 const LARGEST: usize = isize::MAX as usize - 2 * HUGE_PAGE;
 
@@ -189,11 +208,14 @@ fn map_aligned(bytes: usize) -> Result<(*mut c_void, usize), Errno> {
 fn populate(start: *mut c_void, mapped: usize) -> Result<(), Errno> {
     // SAFETY: the range is a live mapping of ours; prefaulting leaves its contents as they are.
     match unsafe { madvise(start, mapped, Advice::LinuxPopulateWrite) } {
-        // A kernel before 5.14: write a zero over the zero that is there, page by page.
+        // A kernel before 5.14: write over what is there, page by page.
         Err(Errno::INVAL) => {
             for offset in (0..mapped).step_by(PAGE) {
-                // SAFETY: `offset < mapped`, the memory is writable, all zero and not shared with anybody yet.
-                unsafe { start.cast::<u8>().add(offset).write_volatile(0) };
+                // SAFETY: `offset < mapped`, the memory is readable, writable, and the caller's alone.
+                unsafe {
+                    let byte = start.cast::<u8>().add(offset);
+                    byte.write_volatile(byte.read_volatile());
+                }
             }
             Ok(())
         }
@@ -272,6 +294,17 @@ mod tests {
             assert!(slice.iter().all(|line| *line == [0; 8]));
         }
         assert!(!present(&HugeSlice::<[u64; 8]>::zeroed(1 << 16).unwrap()), "nothing was touched");
+    }
+
+    #[test]
+    fn populating_later_keeps_what_is_there() {
+        let mut slice = HugeSlice::<[u64; 8]>::zeroed((PORTION + HUGE_PAGE) / 64).unwrap();
+        slice[5] = [7; 8];
+        let mut portions = Vec::new();
+        slice.populate(|bytes| portions.push(bytes)).unwrap();
+        assert_eq!(portions, [PORTION, HUGE_PAGE]);
+        assert!(present(&slice) && slice[5] == [7; 8] && slice[6] == [0; 8]);
+        HugeSlice::<u64>::zeroed(0).unwrap().populate(|_| panic!("there is nothing")).unwrap();
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct Unit {
     /// Name for people: 1 to 63 letters, digits, `-`, `_` and `.`.
     #[schemars(required)]
     pub name: Option<String>,
+    /// Absolute path of the directory in which the unit keeps what has to outlive it: the secret key by which flows are dealt to shards.
+    /// Default: systemd's `$STATE_DIRECTORY` where it is set, else `/var/lib/weir/NAME`, NAME being the unit's.
+    pub state: Option<String>,
 }
 
 /// Where the unit is administered.
@@ -92,9 +95,9 @@ pub struct AgentPeer {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dataplane {
-    /// Number of route tables, 1 to 1024, fixed at start; more than `cpus`, so that they can be spread anew, and at least
-    /// as many as a port's queues. Default: twice the number of `cpus`, or the largest number of queues if that is more.
-    #[schemars(range(min = 1, max = 1024))]
+    /// Number of route tables, 1 to 128, fixed at start: as many as `cpus`, or two to four times that where shards shall move between
+    /// them; at least as many as a port's queues. Default: the number of `cpus`, or the largest number of queues if that is more.
+    #[schemars(range(min = 1, max = 128))]
     pub shards: Option<u32>,
     /// Number of classifiers, 1 to 256, fixed at start. Default: 1.
     #[schemars(range(min = 1, max = 256))]
@@ -112,6 +115,9 @@ pub struct Dataplane {
     /// Packet buffers over all ports, 1024 to 16777216. Default: 16384.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub mbufs: Option<u32>,
+    /// Whether the memory of tables is taken at start, on huge pages where `hugepages` has them reserved, and not when it is first used;
+    /// false lets a unit start faster, and its hot path wait for memory now and then. Default: true.
+    pub populate: Option<bool>,
     /// Packets taken from a queue at once, 1 to 32. Default: 32.
     #[schemars(range(min = 1, max = 32))]
     pub burst: Option<u32>,
@@ -198,8 +204,9 @@ pub struct Port {
     /// that port's queues and MAC address.
     #[schemars(required)]
     pub device: Option<DeviceText>,
-    /// RX/TX queue pairs, 1 to the number of shards. Default: 1.
-    #[schemars(range(min = 1, max = 1024))]
+    /// RX/TX queue pairs, 1 to the number of shards; with fewer, shards hand packets to each other. Default: one for each shard (at most
+    /// as many as the device has); 1 for a vdev.
+    #[schemars(range(min = 1, max = 128))]
     pub queues: Option<u32>,
     /// Largest IP packet in bytes, 576 to 9600; at least 1280 where the port has an IPv6 address. Default: 1500.
     #[schemars(range(min = 576, max = 9600))]

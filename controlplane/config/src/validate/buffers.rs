@@ -2,15 +2,15 @@
 
 use super::Check;
 use super::ports::Network;
+use crate::memory;
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::types::{Dataplane, Device, Port};
 
 /// Compares packet buffers with memory and with who may hold them.
 pub(super) fn memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network) {
-    let (mbufs, mtu) = (dataplane.mbufs, network.ports.iter().map(|port| port.mtu).max().unwrap_or(0));
-    let each = MBUF_OVERHEAD + (u64::from(mtu) + ETHERNET).next_multiple_of(ROOM_UNIT).max(DATA_ROOM);
-    let need_mib = BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
+    let (mbufs, each) = (dataplane.mbufs, memory::buffer(memory::largest_mtu(&network.ports)));
+    let need_mib = memory::BASE_MIB + (u64::from(mbufs) * each).div_ceil(1 << 20);
     if need_mib > dataplane.memory_mib {
         let memory_mib = dataplane.memory_mib;
         check.error(&here.key("memory"), Mistake::MemoryShort { memory_mib, mbufs, each, need_mib });
@@ -47,16 +47,6 @@ fn held_by_queues(port: &Port) -> u64 {
     pair * u64::from(port.queues) + if has_tap { TWIN } else { 0 }
 }
 
-/// `rte_mbuf`, headroom, and what the pool adds: its header, trailer and padding.
-const MBUF_OVERHEAD: u64 = 128 + 128 + 192;
-/// What DPDK's drivers expect a buffer to hold at least.
-const DATA_ROOM: u64 = 2048;
-/// Physical NICs use whole parts of a buffer, the largest of this size.
-const ROOM_UNIT: u64 = 1024;
-/// Ethernet header, two VLAN tags and checksum.
-const ETHERNET: u64 = 14 + 8 + 4;
-/// EAL, rings and the pools' tables.
-const BASE_MIB: u64 = 16;
 /// What an AF_XDP queue always holds for the kernel to fill.
 const AF_XDP_FILL_RING: u64 = 2048;
 /// What a twin's TAP holds.

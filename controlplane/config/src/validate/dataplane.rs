@@ -7,19 +7,27 @@ use weir_identity::UnitId;
 
 use super::ports::Network;
 use super::{Admin, Check, Unit, buffers};
-use crate::machine::Machine;
+use crate::machine::{Machine, Memory};
+use crate::memory::MemoryNeed;
 use crate::place::Place;
 use crate::problem::Mistake;
 use crate::raw::{self, NumberOrRange};
-use crate::types::{Dataplane, Device, Idle, Timeouts, Twins};
+use crate::types::{Dataplane, Device, Idle, Port, Timeouts, Twins};
 
 /// Who the unit is and where it is administered.
 pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Unit, Admin) {
     let here = Place::root().key("unit");
-    let mut unit = Unit { id: UnitId(0), name: String::new() };
+    let mut unit = Unit { id: UnitId(0), name: String::new(), state: None };
     if let Some(raw) = check.required(document.unit.as_ref(), &here, "unit: { id: 1, name: weir-1 }") {
         unit.id = UnitId(check.id(raw.id, &here.key("id")).unwrap_or(0));
         unit.name = check.name(raw.name.as_ref(), &here.key("name")).unwrap_or_default().to_owned();
+        if let Some(state) = &raw.state {
+            if !state.starts_with('/') || state.contains('\0') {
+                let (text, expected) = (state.clone(), "an absolute path of a directory");
+                check.error(&here.key("state"), Mistake::Unparsable { text, expected });
+            }
+            unit.state = Some(PathBuf::from(state));
+        }
     }
     let socket = match document.admin.as_ref().and_then(|admin| admin.socket.as_ref()) {
         Some(socket) => {
@@ -38,7 +46,7 @@ pub(super) fn unit_and_admin(check: &mut Check, document: &raw::Document) -> (Un
 pub(super) fn dataplane(
     check: &mut Check,
     raw: Option<&raw::Dataplane>,
-    network: &Network,
+    network: &mut Network,
     machine: &Machine,
 ) -> Dataplane {
     let here = Place::root().key("dataplane");
@@ -48,7 +56,8 @@ pub(super) fn dataplane(
     let classifier_cpus = self::cpus(check, raw.classifier_cpus.as_deref(), &here.key("classifier_cpus"), machine)
         .unwrap_or_else(|| cpus.iter().rev().take(1).copied().collect());
     let most_queues = network.ports.iter().map(|port| usize::from(port.queues)).max().unwrap_or(1);
-    let shards = check.number(raw.shards, &here.key("shards"), 1..=1024, (cpus.len() * 2).max(most_queues));
+    let by_default = cpus.len().max(most_queues).min(MOST_SHARDS);
+    let shards = check.number(raw.shards, &here.key("shards"), 1..=MOST_SHARDS as u64, by_default);
     let classifiers = check.number(raw.classifiers, &here.key("classifiers"), 1..=256, 1);
     let sizes = raw.routes.clone().unwrap_or_default();
     let routes = here.key("routes");
@@ -65,6 +74,7 @@ pub(super) fn dataplane(
         hugepages: raw.hugepages.unwrap_or(false),
         memory_mib: check.mebibytes(raw.memory.as_ref(), &here.key("memory"), 32..=1 << 20, 256),
         mbufs: check.number(raw.mbufs, &here.key("mbufs"), 1024..=1 << 24, 16_384),
+        populate: raw.populate.unwrap_or(true),
         burst: check.number(raw.burst, &here.key("burst"), 1..=32, 32),
         routes_ipv4: check.number(sizes.ipv4, &routes.key("ipv4"), ROUTES, 262_144),
         routes_ipv6: check.number(sizes.ipv6, &routes.key("ipv6"), ROUTES, 65_536),
@@ -73,15 +83,23 @@ pub(super) fn dataplane(
         pending: check.number(raw.pending, &here.key("pending"), 1..=65_536, 1024),
         twin: twins(check, raw.twin.as_ref(), &here.key("twin")),
     };
+    network.give_queues(dataplane.shards);
     if !check.is_damaged(&here) {
         cores(check, &here, &mut dataplane);
         buffers::memory(check, &here, &dataplane, network);
+        if let Some(has) = machine.memory {
+            all_memory(check, &here, &dataplane, network, has);
+        }
     }
-    for (i, port) in network.ports.iter().enumerate() {
+    let real = |(_, port): &(usize, &Port)| !matches!(port.device, Device::Vlan { .. });
+    for (i, port) in network.ports.iter().enumerate().filter(real) {
         let place = Place::root().key("ports").at(i);
         if usize::from(port.queues) > dataplane.shards && !check.is_damaged(&here.key("shards")) {
             let mistake = Mistake::QueuesOverShards { queues: port.queues, shards: dataplane.shards };
             check.error(&place.key("queues"), mistake);
+        } else if usize::from(port.queues) < dataplane.shards && port.queues_given && !check.is_damaged(&here) {
+            let mistake = Mistake::FewQueues { queues: port.queues, shards: dataplane.shards };
+            check.warning(&place.key("queues"), mistake);
         }
         if matches!(port.device, Device::Pci(_)) && !dataplane.hugepages && !check.is_damaged(&here.key("hugepages")) {
             check.error(&place.key("device"), Mistake::PciWithoutHugepages);
@@ -90,7 +108,7 @@ pub(super) fn dataplane(
     dataplane
 }
 
-/// Warns of CPUs that would have no shard or classifier.
+/// Warns of CPUs that would have no shard or classifier, or fewer than others.
 fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
     let pairs = [
         ("cpus", dataplane.cpus.len(), dataplane.shards, "shards"),
@@ -100,6 +118,25 @@ fn cores(check: &mut Check, here: &Place, dataplane: &mut Dataplane) {
         if cpus > count {
             check.warning(&here.key(key), Mistake::IdleCpus { cpus, count, of });
         }
+    }
+    let (shards, cpus) = (dataplane.shards, dataplane.cpus.len());
+    if shards > cpus && shards % cpus != 0 {
+        check.warning(&here.key("shards"), Mistake::UnevenShards { shards, cpus, most: MOST_SHARDS });
+    }
+}
+
+/// Compares all that a unit takes with what the machine has.
+fn all_memory(check: &mut Check, here: &Place, dataplane: &Dataplane, network: &Network, has: Memory) {
+    let need = MemoryNeed::of(dataplane, &network.ports, !network.pools.is_empty());
+    if dataplane.hugepages && need.buffers > has.huge {
+        let (need_mib, has_mib) = (need.buffers.div_ceil(1 << 20), has.huge >> 20);
+        check.error(&here.key("hugepages"), Mistake::FewHugePages { need_mib, has_mib });
+    }
+    // Who does not ask for huge pages gets none of those that are reserved.
+    let usable = if dataplane.hugepages { has.total } else { has.total - has.huge.min(has.total) };
+    if need.total() > usable {
+        let reserved = has.total - usable;
+        check.error(&here.key("routes"), Mistake::MemoryOverMachine { need, usable, reserved });
     }
 }
 
@@ -173,3 +210,5 @@ const ROUTES: std::ops::RangeInclusive<u64> = 1024..=1_000_000_000;
 const TWIN_RATES: std::ops::RangeInclusive<u64> = 1..=10_000_000;
 /// CPU numbers that an affinity mask can hold.
 const CPUS: std::ops::RangeInclusive<u64> = 0..=1023;
+/// Buckets of flows that shards are dealt: one more would have none.
+const MOST_SHARDS: usize = 128;

@@ -35,8 +35,8 @@ pub(crate) fn validate(document: &raw::Document, cut: Vec<Place>, machine: &Mach
     let mut check = Check { cut, findings: Vec::new() };
     let root = Place::root();
     let (unit, admin) = dataplane::unit_and_admin(&mut check, document);
-    let network = ports::network(&mut check, document);
-    let dataplane = dataplane::dataplane(&mut check, document.dataplane.as_ref(), &network, machine);
+    let mut network = ports::network(&mut check, document);
+    let dataplane = dataplane::dataplane(&mut check, document.dataplane.as_ref(), &mut network, machine);
     ports::pool_ports(&mut check, document, &network, dataplane.shards);
     let agents = document.agents.as_ref().and_then(|raw| agents::agents(&mut check, &root.key("agents"), raw, &unit));
     let listens = document.agents.is_some() || check.is_cut(&root.key("agents"));

@@ -56,6 +56,20 @@ impl Network {
         (!unknown).then_some(false)
     }
 
+    /// Gives each port that can have it a queue for each shard, unless the file says otherwise; a VLAN has its parent's.
+    pub(super) fn give_queues(&mut self, shards: usize) {
+        let shards = u16::try_from(shards).unwrap_or(u16::MAX);
+        for i in 0..self.ports.len() {
+            match self.ports[i].device {
+                Device::Vlan { parent, .. } => self.ports[i].queues = self.ports[parent].queues,
+                Device::AfPacket(_) | Device::AfXdp(_) | Device::Pci(_) if !self.ports[i].queues_given => {
+                    self.ports[i].queues = shards;
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// The port whose own address this is.
     pub(super) fn own(&self, address: IpAddr) -> Option<usize> {
         self.ports.iter().position(|port| port.addresses.iter().any(|prefix| prefix.addr() == address))
@@ -167,6 +181,7 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
         }
         let mac = raw.mac.as_ref().and_then(|mac| check.mac(mac, &place.key("mac")));
         let queues = check.number(raw.queues, &place.key("queues"), 1..=1024, 1);
+        let queues_given = raw.queues.is_some();
         network.unknown_addresses.push(unknown || raw.addresses.as_ref().map_or(0, Vec::len) != addresses.len());
         let device = device.unwrap_or_else(|| Device::Vdev(String::new()));
         let rx_descriptors = check.number(raw.rx_descriptors, &place.key("rx_descriptors"), DESCRIPTORS, 1024);
@@ -180,6 +195,7 @@ fn ports(check: &mut Check, network: &mut Network, raw: Option<&Vec<raw::Port>>,
             name,
             device,
             queues,
+            queues_given,
             mtu,
             addresses,
             mac,
