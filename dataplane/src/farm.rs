@@ -316,15 +316,8 @@ impl Farm {
             fib,
             ports,
         };
-        farm.endpoints = endpoints
-            .into_iter()
-            .map(|endpoint| {
-                // Nothing at all goes to an inactive one: its routes find no way there.
-                let usable = endpoint.directive != Directive::Inactive;
-                let hop = if usable { farm.hop_to(endpoint.address, endpoint.stable()).ok() } else { None };
-                Endpoint { hop, ..endpoint }
-            })
-            .collect();
+        farm.endpoints =
+            endpoints.into_iter().map(|endpoint| Endpoint { hop: farm.hop_of(&endpoint), ..endpoint }).collect();
         farm.local = farm.endpoints.iter().filter(|own| own.local.is_some()).map(|own| own.address).collect();
         farm.local.sort_unstable();
         farm.local.dedup();
@@ -596,6 +589,18 @@ impl Farm {
         let next = self.fib.hop(address, flow)?;
         let port = self.ports.get(usize::from(next.port())).ok_or(NoHop::NoRoute)?;
         Ok(Hop::new(next.port(), next.mac(), port.mac))
+    }
+
+    /// Whether each endpoint's next hop still is the one that the FIB tells.
+    #[must_use]
+    pub fn has_its_hops(&self) -> bool {
+        self.endpoints.iter().all(|endpoint| endpoint.hop == self.hop_of(endpoint))
+    }
+
+    /// Nothing at all goes to an inactive endpoint: its routes find no way there.
+    fn hop_of(&self, endpoint: &Endpoint) -> Option<Hop> {
+        let usable = endpoint.directive != Directive::Inactive;
+        if usable { self.hop_to(endpoint.address, endpoint.stable()).ok() } else { None }
     }
 
     /// Routes and neighbours.

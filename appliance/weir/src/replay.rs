@@ -196,9 +196,9 @@ impl Bench {
         let macs: Vec<_> = config.ports.iter().zip(1u8..).map(of_its_own).collect();
         let below = |(port, mac)| crate::knowledge::vlan(port).map_or(mac, |(parent, _)| macs[usize::from(parent)]);
         let macs = config.ports.iter().zip(macs.iter().copied()).map(below).collect();
-        let mut knowledge = Knowledge::new(Arc::clone(&config), macs);
+        let mut knowledge = Knowledge::new(Arc::clone(&config), macs).map_err(unit::AssemblyError::Fib)?;
         let generation = knowledge.next_generation();
-        let farm = Arc::new(Farm::new(knowledge.farm()));
+        let farm = Arc::new(knowledge.farm());
         let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
         let wire = Wire::default();
         let assembly = Assembly {

@@ -52,6 +52,11 @@ pub enum AssemblyError {
         /// Why.
         source: MapError,
     },
+    /// There is no room for the FIB.
+    #[error(
+        "the table of routes and neighbours takes 900 MB of address space (not of memory): {0}; is it limited (ulimit -v)?"
+    )]
+    Fib(MapError),
 }
 
 /// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
@@ -163,9 +168,9 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let opened = ports::open(&config)?;
-    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone());
+    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone()).map_err(AssemblyError::Fib)?;
     let generation = knowledge.next_generation();
-    let farm = Arc::new(Farm::new(knowledge.farm()));
+    let farm = Arc::new(knowledge.farm());
     let standings =
         Arc::new(ArcSwap::from_pointee(Standings::new(generation, knowledge.standings(), SharedHandler::default())));
     let assembly = Assembly {

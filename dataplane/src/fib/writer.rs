@@ -206,6 +206,12 @@ impl FibWriter {
         ways.collect()
     }
 
+    /// The link-layer address of a neighbour on a port's link, if it is known.
+    #[must_use]
+    pub fn mac(&self, port: PortId, address: IpAddr) -> Option<[u8; 6]> {
+        self.rows.mac(port, address)
+    }
+
     /// The gateways of all prefixes, each with its port, in order.
     #[must_use]
     pub fn gateways(&self) -> Vec<(PortId, IpAddr)> {
