@@ -11,6 +11,7 @@
 //! twenty packets is of another kind: a first fragment, an echo request, one to no VIP, one with a wrong checksum, in turn. Counted is
 //! what leaves by a route, and what does not leave is replaced by a new buffer.
 
+#[allow(dead_code, reason = "the other benches use other parts")]
 mod farm;
 mod ports;
 

@@ -104,7 +104,6 @@ fn load(entries: &[AtomicU32], at: usize) -> u32 {
 
 /// Bits of an address, from the highest ones on, as a number.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "24 bits at most")]
 fn part(address: u128, base: u32, bits: u32) -> usize {
     ((address << base) >> (128 - bits)) as usize
 }

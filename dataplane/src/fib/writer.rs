@@ -266,7 +266,6 @@ impl Bits for Ipv4Addr {
     }
 
     fn from_left(bits: u128) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits")]
         Self::from_bits((bits >> 96) as u32)
     }
 }

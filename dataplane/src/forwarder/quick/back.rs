@@ -68,7 +68,8 @@ impl Forwarder {
                 Some(Translation { client: std::net::SocketAddr::V4(client), vip, port }) => {
                     let Some(frame) = packets[at].data_mut().first_chunk_mut::<SHORTEST>() else { continue };
                     let address = u64::from(u32::from_le_bytes(client.ip().octets()));
-                    leave(frame, (vip, port), address, u32::from(client.port().to_be()), farm).unwrap_or(GENERAL)
+                    leave(frame, (vip, port), address, u16::from_le_bytes(client.port().to_be_bytes()).into(), farm)
+                        .unwrap_or(GENERAL)
                 }
                 _ => {
                     let Some(parsed) = parsed(packets[at].data(), false) else { continue };
@@ -89,7 +90,8 @@ impl Forwarder {
 fn leave(frame: &mut [u8; SHORTEST], vip: (u32, u16), client: u64, port: u32, farm: &Farm) -> Option<PortId> {
     let (vip, vip_port) = vip;
     let vip = farm.vip_address4(vip)?;
-    let flow = rewrite::flow_of_port(u16::from_be(port as u16));
+    let [high, low, ..] = port.to_le_bytes();
+    let flow = rewrite::flow_of_port(u16::from_be_bytes([high, low]));
     let next = farm.fib().next4(destination(client << 32), flow)?;
     let mac = farm.ports.get(usize::from(next.port()))?.mac;
     frame[..8].copy_from_slice(&next.bytes());
