@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
-use weir_dataplane::flow::{Key, Key4, Key6, protocol};
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{Key, Key4, Key6, ToeplitzKey, protocol};
 use weir_dataplane::forwarder::Forwarder;
 use weir_dataplane::rewrite::return_key;
 use weir_dataplane::route_table::{Action, IdleTimeouts, Mode};
@@ -245,7 +246,13 @@ pub(crate) fn farm_towards(
     };
     let gateway = |n: u64| IpAddr::from(Ipv4Addr::from(0x0afe_fe01 + u32::try_from(n).unwrap_or(0)));
     // Four addresses have room for millions of connections to 64 endpoints.
-    let pool = || PoolPorts::new((1..=4).map(|n| Ipv4Addr::new(10, 253, 0, n).into()).collect(), 1024..=65535, 1);
+    let pool = || {
+        PoolPorts::new(
+            (1..=4).map(|n| Ipv4Addr::new(10, 253, 0, n).into()).collect(),
+            1024..=65535,
+            &Toeplitz::new(&ToeplitzKey::from_seed(1)),
+        )
+    };
     Ok(Farm::new(FarmParts {
         generation: 1,
         vips: vec![vip(VIP.into()), vip(VIP6.into())],

@@ -22,7 +22,7 @@ use std::time::Duration;
 use clap::Parser;
 use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::plumbing::Plumb;
@@ -179,7 +179,7 @@ fn forward(
     let capacity = usize::try_from(flows)?.max(1024) * if matches!(mode, Mode::Nat | Mode::FullNat) { 2 } else { 1 };
     let forwarder = Forwarder::new(&Settings {
         shard: 0,
-        shards: 1,
+        owners: Owners::new(&ToeplitzKey::from_seed(1), 1),
         routes_ipv4: if case.families.contains(&false) { capacity } else { 1 },
         routes_ipv6: if case.families.contains(&true) { capacity } else { 1 },
         hash: FlowHash::new(0x5745_4952),

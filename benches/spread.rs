@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::Parser;
 use weir::ports::{MbufPacket, PortQueue};
 use weir_cpu::thread_cpu_time;
-use weir_dataplane::flow::{FlowHash, place};
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, Packet, Queue};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
@@ -80,11 +80,11 @@ fn unit(
     options: &Options,
 ) -> Result<Vec<Shard<Line>>, Box<dyn std::error::Error>> {
     let farm = Arc::new(farm::farm(Mode::Dsr, IdleTimeouts::default())?);
-    let hash = FlowHash::new(0x5745_4952);
+    let (hash, owners) = (FlowHash::new(0x5745_4952), Owners::new(&ToeplitzKey::from_seed(1), shards));
     let mut parts = vec![Vec::new(); shards];
     let mut flows = Flows::new(options.flows);
     for flow in (0..options.flows).map(|_| flows.next()) {
-        parts[place(hash.client_is_source(&farm::key(false, flow)), shards)].push(u32::try_from(flow)?);
+        parts[owners.client_is_source(&farm::key(false, flow))].push(u32::try_from(flow)?);
     }
     let mut all = Vec::new();
     for ((number, flows), neighbours) in parts.into_iter().enumerate().zip(shard::neighbourhoods(shards, 1024)) {
@@ -94,7 +94,8 @@ fn unit(
             Line { queue, frame: Frame::new(false, 0), flows: flows.clone(), next: 0, ready: Arc::clone(&ready) };
         // As many slots a route in both units, so that nothing but the number of cores differs.
         let capacity = usize::try_from(options.flows)?.div_ceil(shards) * 9 / 8;
-        let settings = Settings { shard: number, shards, routes_ipv4: capacity, routes_ipv6: 1, hash: hash.clone() };
+        let owners = owners.clone();
+        let settings = Settings { shard: number, owners, routes_ipv4: capacity, routes_ipv6: 1, hash: hash.clone() };
         let (link, mut classifier) = shard::link(unit::RING, unit::RING);
         let ports = vec![ShardPort::new(Ok(line), Twin::Itself)];
         let mut shard =

@@ -8,7 +8,7 @@ use weir::allotments::{Standings, UnitAllotments};
 use weir_dataplane::classifier::{self, Classifier};
 use weir_dataplane::core::ClassifierSeat;
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Queue};
 use weir_dataplane::plumbing::Plumb;
@@ -40,7 +40,7 @@ impl<Q: Queue> Unit<Q> {
         let hash = FlowHash::new(0x5745_4952);
         let forwarder = Forwarder::new(&Settings {
             shard: 0,
-            shards: 1,
+            owners: Owners::new(&ToeplitzKey::from_seed(1), 1),
             routes_ipv4: capacity,
             routes_ipv6: 1,
             hash: hash.clone(),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use weir_dataplane::classifier::{self, Classifier};
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
-use weir_dataplane::flow::{FlowHash, protocol};
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey, protocol};
 use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::plumbing::{Envelope, MAX_BYTES, Notice, Question};
@@ -170,8 +170,13 @@ struct Unit {
 impl Unit {
     fn new() -> Self {
         let hash = FlowHash::new(42);
-        let settings =
-            forwarder::Settings { shard: 0, shards: 1, routes_ipv4: 4 * CONNECTIONS as usize, routes_ipv6: 16, hash };
+        let settings = forwarder::Settings {
+            shard: 0,
+            owners: Owners::new(&ToeplitzKey::from_seed(1), 1),
+            routes_ipv4: 4 * CONNECTIONS as usize,
+            routes_ipv6: 16,
+            hash,
+        };
         let (ours, rings) = shard::link(2048, 4096);
         let wire = Arc::new(Wire::default());
         let ports = vec![ShardPort::new(Ok(End(Arc::clone(&wire))), Twin::Itself)];

@@ -16,7 +16,7 @@ use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
 pub use self::association::Association;
 use crate::fib::{Fib, FibWriter, Sizes};
 use crate::flow::{FlowHash, Key, Key4, Key6};
-use crate::fragments::owner_hash;
+use crate::forwarder::Side;
 use crate::route_table::{IdleTimeouts, Mode};
 use crate::translation::PoolPorts;
 use crate::tunneler::{OuterFrame, Tunnel};
@@ -366,7 +366,7 @@ impl Farm {
     fn association_hash(&self, hash: &FlowHash, key: &Key) -> u64 {
         let service = self.vip_of(key).and_then(|vip| self.service(vip, key.protocol(), key.destination().port()));
         match service.and_then(|service| self.association(service)) {
-            Some(_) => owner_hash(hash, key, true),
+            Some(_) => hash.client_alone(key),
             None => hash.client_is_source(key),
         }
     }
@@ -524,6 +524,28 @@ impl Farm {
                 Key::V4(key) => self.addresses.find4(key.source) == ENDPOINT,
                 Key::V6(key) => self.addresses.find6(key.source) == ENDPOINT,
             }
+    }
+
+    /// On which side of a flow the sender of an IPv4 packet with these addresses is; `None` if it is of none.
+    #[inline(always)]
+    pub(crate) fn side4(&self, source: [u8; 4], destination: [u8; 4]) -> Option<Side> {
+        self.side(self.addresses.find4(destination), || self.addresses.find4(source))
+    }
+
+    /// The same of an IPv6 packet.
+    #[inline(always)]
+    pub(crate) fn side6(&self, source: [u8; 16], destination: [u8; 16]) -> Option<Side> {
+        self.side(self.addresses.find6(destination), || self.addresses.find6(source))
+    }
+
+    #[inline(always)]
+    fn side(&self, destination: Code, source: impl FnOnce() -> Code) -> Option<Side> {
+        match destination {
+            FIRST_VIP.. => Some(Side::Client),
+            FIRST_POOL.. => Some(Side::Host),
+            _ if self.translates() && source() == ENDPOINT => Some(Side::Host),
+            _ => None,
+        }
     }
 
     /// The service at a VIP for a protocol and port: its index.

@@ -12,6 +12,7 @@ mod local;
 mod pairs;
 mod paths;
 mod quick;
+mod steer;
 
 pub use dead_ports::DeadPorts;
 pub use pairs::is_return;
@@ -23,13 +24,14 @@ use weir_cpu::MapError;
 
 use crate::counters::{DropReason, Drops, ShardCounters};
 use crate::farm::{Farm, PortId};
-use crate::flow::{FlowHash, Key, place, protocol};
+use crate::flow::{FlowHash, Key, Owners, protocol};
 use crate::packet::{BURST, Burst, Packet};
 use crate::parse::{Class, Parsed};
 use crate::plumbing::{Event, Notice, Plumb};
 use crate::rewrite::{self, Stop};
 
 pub use self::quick::{Asking, QuickLane};
+pub(crate) use self::steer::Side;
 use crate::route_table::{Action, Mode, Route, RouteTable, Slot4, Slot6, State};
 use crate::translation::TranslationTable;
 
@@ -100,7 +102,7 @@ pub struct Forwarder {
     paths: paths::PathMtus,
     hash: FlowHash,
     shard: usize,
-    shards: usize,
+    owners: Owners,
     asking: Asking,
     /// What this shard has counted.
     pub counters: ShardCounters,
@@ -114,8 +116,8 @@ pub struct Forwarder {
 pub struct Settings {
     /// This shard, counted from 0.
     pub shard: usize,
-    /// How many there are.
-    pub shards: usize,
+    /// Which shard owns which flows.
+    pub owners: Owners,
     /// IPv4 routes in this shard; a NAT connection takes two.
     pub routes_ipv4: usize,
     /// IPv6 routes in this shard.
@@ -143,7 +145,7 @@ impl Forwarder {
             paths: paths::PathMtus::default(),
             hash: settings.hash.clone(),
             shard: settings.shard,
-            shards: settings.shards,
+            owners: settings.owners.clone(),
             counters: ShardCounters::default(),
             drops: Drops::default(),
             notices: ArrayVec::new(),
@@ -180,11 +182,11 @@ impl Forwarder {
         &self.hash
     }
 
-    /// Which shard owns the flow of a client with this hash.
+    /// Which shard owns which flows.
     #[inline]
     #[must_use]
-    pub fn owner(&self, client: u64) -> usize {
-        place(client, self.shards)
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// Whether any notice has come up.
@@ -211,7 +213,7 @@ impl Forwarder {
     #[inline]
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
-        self.enter::<false, false, P>(packets, port, farm, &mut lane);
+        self.enter::<false, false, false, P>(packets, &[port; BURST], farm, &mut lane);
         self.look(packets, &mut lane, farm, now);
         self.leave(packets, &mut lane, farm, now)
     }
@@ -228,15 +230,11 @@ impl Forwarder {
             return Self::not_a_flow(parsed, farm);
         }
         let from_client = farm.vip_of(&parsed.key).is_some();
-        let pool = if from_client { None } else { farm.pool_of(&parsed.key) };
-        if !from_client && pool.is_none() && !farm.is_from_endpoint(&parsed.key) {
+        if !from_client && farm.pool_of(&parsed.key).is_none() && !farm.is_from_endpoint(&parsed.key) {
             return Fate::Twin;
         }
-        if self.shards > 1 {
-            let owner = match pool {
-                Some(pool) => pool.shard_of(parsed.key.destination().port()),
-                None => self.owner(self.client(&parsed.key, from_client)),
-            };
+        if self.owners.shards() > 1 {
+            let owner = self.owner(&parsed.key, from_client);
             if owner != self.shard {
                 return Fate::HandOver(owner);
             }
@@ -256,8 +254,9 @@ impl Forwarder {
         }
     }
 
-    fn client(&self, key: &Key, from_client: bool) -> u64 {
-        if from_client { self.hash.client_is_source(key) } else { self.hash.client_is_destination(key) }
+    /// The shard that owns a flow. On the hosts' side a pool's port stands for the client, and is of its bucket.
+    fn owner(&self, key: &Key, from_client: bool) -> usize {
+        if from_client { self.owners.client_is_source(key) } else { self.owners.client_is_destination(key) }
     }
 
     /// Looks the packet up and does what its route says.

@@ -5,7 +5,7 @@
 //! overlapping fragments (RFC 5722, for both families): the first overlap kills the datagram.
 //!
 //! A flow's owner is a hash of the client's address *and port*, which a later fragment does not have. So every fragment goes
-//! to its **fragment owner** first, by [`owner_hash`] of the client's address alone; the table is there. With ports it goes on
+//! to its **fragment owner** first, by the client's address alone ([`Owners::of_fragments`](crate::flow::Owners::of_fragments)); the table is there. With ports it goes on
 //! to the flow's owner.
 //!
 //! All memory is allocated at the start; every call has bounded work. Under a flood the oldest datagrams go first.
@@ -17,7 +17,7 @@ use foldhash::fast::FixedState;
 use weir_identity::Moment;
 
 use crate::counters::DropReason;
-use crate::flow::{FlowHash, Key, Key4, Key6, protocol};
+use crate::flow::{Key, Key4, Key6, protocol};
 use crate::parse::Fragment;
 
 /// How long an IPv4 datagram's fragments may take (RFC 1122 3.3.2 leaves it open; Linux's `ipfrag_time`).
@@ -415,17 +415,6 @@ impl<H> FragmentTable<H> {
         } else {
             self.datagrams[after as usize].links[id as usize].before = before;
         }
-    }
-}
-
-/// The hash whose place is a fragment's owner: of the client's address alone, for that is what all fragments have.
-///
-/// The client is the source of a packet to a VIP (`from_client`), and the destination of one from an endpoint.
-#[must_use]
-pub fn owner_hash(hash: &FlowHash, key: &Key, from_client: bool) -> u64 {
-    match key {
-        Key::V4(key) => hash.client4(if from_client { key.source } else { key.destination }, [0; 2]),
-        Key::V6(key) => hash.client6(if from_client { key.source } else { key.destination }, [0; 2]),
     }
 }
 

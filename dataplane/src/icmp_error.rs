@@ -18,7 +18,7 @@ pub use tunnel::{TunnelError, about_tunnel};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::counters::DropReason;
-use crate::flow::{FlowHash, Key, Key4, Key6, protocol};
+use crate::flow::{Key, Key4, Key6, Owners, protocol};
 use crate::parse::{Class, Parsed};
 use crate::wire::checksum::Sum;
 use crate::wire::{Addresses, Delta, Protocol, icmpv4, icmpv6, ipv4, ipv6, ipv6_ext};
@@ -45,11 +45,11 @@ impl Quoted {
         self.key.reversed()
     }
 
-    /// The flow owner's hash. The client is who should have received the quoted packet if the error is to the VIP, and who
-    /// sent it if the error is from the host's side.
+    /// The shard that owns the flow. The client is who should have received the quoted packet if the error is to the VIP, and who
+    /// sent it (or what stands for it in full-nat) if the error is from the host's side.
     #[must_use]
-    pub fn owner_hash(&self, hash: &FlowHash, to_vip: bool) -> u64 {
-        if to_vip { hash.client_is_destination(&self.key) } else { hash.client_is_source(&self.key) }
+    pub fn owner(&self, owners: &Owners, to_vip: bool) -> usize {
+        if to_vip { owners.client_is_destination(&self.key) } else { owners.client_is_source(&self.key) }
     }
 }
 

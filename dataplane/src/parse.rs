@@ -118,6 +118,13 @@ impl Parsed {
         }
     }
 
+    /// Whether it is a fragment, the first one or a later one.
+    #[inline]
+    #[must_use]
+    pub fn is_piece(&self) -> bool {
+        self.fragment.len != 0
+    }
+
     /// Whether it is a fragment without the TCP or UDP header, which the first one has.
     #[inline]
     #[must_use]

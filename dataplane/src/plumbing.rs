@@ -44,7 +44,7 @@ use crate::route_table::{Mode, Route};
 pub struct Ask {
     /// The packet's flow, client to VIP.
     pub key: Key,
-    /// Hash of the client's address and port, the same that says who owns the flow.
+    /// Keyed hash of the client's address and port: which classifier is asked, and where a consistent hash begins.
     pub client: u64,
     /// A SYN without ACK.
     pub opens: bool,

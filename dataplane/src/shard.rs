@@ -1,12 +1,14 @@
 //! A shard: one route table with its queues and rings, an owned value with a single writer that any core may run.
 //!
-//! The owner of a flow is a keyed hash of the client's address and port, so that both directions meet in one shard; a packet that
-//! came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
+//! The owner of a flow is found by the client's address and port ([`Owners`](crate::flow::Owners)), so that both directions meet in one
+//! shard; a packet that came in elsewhere goes there over a ring. Rings hang on shards and classifiers, never on cores: moving a shard to another core is
 //! sending this value.
 
 mod backlog;
 mod fragments;
+mod intake;
 mod local;
+mod order;
 mod pieces;
 mod published;
 mod rings;
@@ -19,14 +21,18 @@ use std::sync::Arc;
 use weir_identity::Moment;
 
 use self::backlog::Backlog;
+use self::intake::{Leftover, Stage};
+use self::order::Order;
+pub use self::order::Share;
 pub use self::published::Published;
-pub use self::rings::{ClassifierLink, Handover, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+pub use self::rings::{ClassifierLink, Held, Neighbourhood, ShardLink, link, neighbourhoods};
+use self::rings::{Errand, Transfer};
 use self::unresolved::Unresolved;
 use crate::classifier::millis;
-use crate::counters::{DropReason, Drops};
+use crate::counters::DropReason;
 use crate::farm::{Farm, PortId};
 use crate::flow::{Key, place, protocol};
-use crate::forwarder::{Asking, Departures, Fate, Forwarder, GENERAL, QuickLane};
+use crate::forwarder::{Fate, Forwarder};
 use crate::fragments::{FragmentTable, Limits};
 use crate::packet::{BURST, Burst, Packet, Queue};
 use crate::parse::{Class, Parsed, parse};
@@ -53,6 +59,7 @@ pub struct ShardPort<Q: Queue> {
     vlan: Option<(PortId, u16)>,
     twin: Twin<Q>,
     transmit: Burst<Q::Packet>,
+    order: Order,
     /// Turns in a row that took as much as a turn may.
     full_turns: u32,
 }
@@ -60,25 +67,13 @@ pub struct ShardPort<Q: Queue> {
 impl<Q: Queue> ShardPort<Q> {
     /// A port by its queue, or by the shard that sends for this one (which has none).
     pub fn new(queue: Result<Q, usize>, twin: Twin<Q>) -> Self {
-        Self { queue, vlan: None, twin, transmit: Burst::new(), full_turns: 0 }
+        Self { queue, vlan: None, twin, transmit: Burst::new(), order: Order::new(false), full_turns: 0 }
     }
 
     /// A VLAN with this identifier on another port.
     #[must_use]
     pub fn vlan(parent: PortId, id: u16) -> Self {
         Self { vlan: Some((parent, id)), ..Self::new(Err(usize::MAX), Twin::Itself) }
-    }
-}
-
-/// A burst on its way through the quick lane.
-struct Stage<P> {
-    packets: Burst<P>,
-    lane: QuickLane,
-}
-
-impl<P> Default for Stage<P> {
-    fn default() -> Self {
-        Self { packets: Burst::new(), lane: QuickLane::default() }
     }
 }
 
@@ -93,8 +88,11 @@ pub struct Shard<Q: Queue> {
     published: Arc<Published>,
     burst: usize,
     backlog: Backlog,
-    /// Empty between two turns.
+    /// Empty between two turns, as is what is left over.
     stages: [Stage<Q::Packet>; STAGES],
+    leftover: Leftover<Q::Packet>,
+    /// Turns in a row that took as much from the other shards' rings as a turn may.
+    full_ring_turns: u32,
     last_published: Moment,
     pace: SweepPace,
     fragments: FragmentTable<Held<Q::Packet>>,
@@ -114,23 +112,27 @@ impl<Q: Queue> Shard<Q> {
         number: usize,
         farm: Arc<Farm>,
         forwarder: Forwarder,
-        ports: Vec<ShardPort<Q>>,
+        mut ports: Vec<ShardPort<Q>>,
         neighbours: Neighbourhood<Q::Packet>,
         classifiers: Vec<ClassifierLink<Q::Packet>>,
         burst: usize,
     ) -> Self {
+        let several = forwarder.owners().shards() > 1;
+        ports.iter_mut().for_each(|port| port.order = Order::new(several));
         let fragments = fragments::table(&forwarder, Limits::default());
         Self {
             number,
             farm,
             forwarder,
+            published: Arc::new(Published::new(ports.len())),
             ports,
             neighbours,
             classifiers,
-            published: Arc::default(),
             burst: burst.clamp(1, BURST),
             backlog: Backlog::default(),
             stages: Default::default(),
+            leftover: Leftover::default(),
+            full_ring_turns: 0,
             last_published: Moment(0),
             pace: SweepPace::default(),
             fragments,
@@ -166,6 +168,12 @@ impl<Q: Queue> Shard<Q> {
         &self.forwarder
     }
 
+    /// Whether it steers a port's packets to their owners before it looks them up.
+    #[must_use]
+    pub fn steers(&self, port: PortId) -> bool {
+        self.ports.get(usize::from(port)).is_some_and(|port| port.order.steers())
+    }
+
     /// Its receive queues, the twins' included.
     pub fn queues(&self) -> impl Iterator<Item = &Q> {
         self.ports.iter().flat_map(|port| {
@@ -191,130 +199,30 @@ impl<Q: Queue> Shard<Q> {
         self.backlog.turn();
         let mut work = self.go_on_resolved(now);
         for port in 0..self.ports.len() {
-            work += self.receive(port, now);
+            work += self.take_from_twin(port, now);
         }
-        work += self.take_handovers(now);
+        work += self.take_in(now);
+        work += self.run_errands(now);
         work += self.take_replies(now);
         for port in 0..self.ports.len() {
             self.flush(port);
         }
+        self.neighbours.flush(&mut self.forwarder.drops);
         self.housekeeping(now);
         work
     }
 
-    /// Takes a burst from each port that this shard has a queue of.
-    fn receive(&mut self, port: usize, now: Moment) -> usize {
-        let mut burst = Burst::new();
-        let slot = &mut self.ports[port];
-        let id = port_id(port);
-        let mut work = 0;
-        if let Twin::Port(twin) = &mut slot.twin {
-            twin.receive(&mut burst);
-            work += burst.len();
-            for packet in burst.drain(..) {
-                self.take_from_kernel(packet, id, now);
-            }
-        }
-        if self.burst < BURST {
-            return work + self.receive_pieces(port, now);
-        }
-        let Asking { together4, together6 } = self.forwarder.asking();
-        work + match (together4, together6) {
-            (false, false) => self.receive_bursts::<false, false>(port, now),
-            (false, true) => self.receive_bursts::<false, true>(port, now),
-            (true, false) => self.receive_bursts::<true, false>(port, now),
-            (true, true) => self.receive_bursts::<true, true>(port, now),
-        }
-    }
-
-    /// Takes bursts from a port as long as they are full, but no more than [`BURSTS_AT_ONCE`]. They are in the quick lane's three
-    /// passes one behind the other, so that the memory has the time of a whole burst to answer.
-    fn receive_bursts<const TOGETHER4: bool, const TOGETHER6: bool>(&mut self, port: usize, now: Moment) -> usize {
-        let id = port_id(port);
-        let (mut work, mut bursts, mut more) = (0, 0, true);
-        let mut step = 0;
-        while more || step < bursts + 2 {
-            if more {
-                let arrived = self.take_in::<TOGETHER4, TOGETHER6>(step % STAGES, port, now);
-                work += arrived;
-                bursts += usize::from(arrived > 0);
-                more = arrived == BURST && bursts < BURSTS_AT_ONCE;
-            }
-            if (1..=bursts).contains(&step) {
-                let Stage { packets, lane } = &mut self.stages[(step - 1) % STAGES];
-                self.forwarder.look(packets, lane, &self.farm, millis(now));
-            }
-            if (2..=bursts + 1).contains(&step) {
-                self.finish((step - 2) % STAGES, id, now);
-            }
-            step += 1;
-        }
-        self.note_backlog(port, bursts == BURSTS_AT_ONCE);
-        self.forwarder.counters.received += work as u64;
-        work
-    }
-
-    /// Receives a burst, and the quick lane's first pass over it; returns how many packets arrived.
-    #[inline]
-    fn take_in<const TOGETHER4: bool, const TOGETHER6: bool>(
-        &mut self,
-        stage: usize,
-        port: usize,
-        now: Moment,
-    ) -> usize {
-        let Ok(queue) = &mut self.ports[port].queue else {
+    /// Takes a burst of what the kernel has sent by a port's twin.
+    fn take_from_twin(&mut self, port: usize, now: Moment) -> usize {
+        let Twin::Port(twin) = &mut self.ports[port].twin else {
             return 0;
         };
-        let packets = &mut self.stages[stage].packets;
-        queue.receive(packets);
-        let arrived = packets.len();
-        if arrived == 0 {
-            return 0;
-        }
-        let id = port_id(port);
-        if self.farm.is_trunk(id) {
-            let mut all = std::mem::take(packets);
-            self.take_tagged(&mut all, id, now);
-            self.stages[stage].packets = all;
-        }
-        let Stage { packets, lane } = &mut self.stages[stage];
-        self.forwarder.enter::<TOGETHER4, TOGETHER6, _>(packets, id, &self.farm, lane);
-        arrived
-    }
-
-    /// The last pass over a burst of the quick lane, and the general way for what is left.
-    #[inline]
-    fn finish(&mut self, stage: usize, port: PortId, now: Moment) {
-        let Stage { packets, lane } = &mut self.stages[stage];
-        let departures = self.forwarder.leave(packets, lane, &self.farm, millis(now));
-        let first = departures[0];
-        if first != GENERAL
-            && departures[..packets.len()].iter().fold(0, |mixed, departure| mixed | (departure ^ first)) == 0
-            && let ShardPort { queue: Ok(queue), transmit, .. } = &mut self.ports[usize::from(first)]
-            && transmit.is_empty()
-        {
-            // All of it leaves by one port, and nothing waits there.
-            transmit_burst(queue, packets, &mut self.forwarder);
-        } else {
-            let mut packets = std::mem::take(packets);
-            self.dispatch(&mut packets, &departures, port, now);
-        }
-    }
-
-    /// Takes one burst from a port and forwards it in pieces of the configured size.
-    fn receive_pieces(&mut self, port: usize, now: Moment) -> usize {
-        let id = port_id(port);
         let mut burst = Burst::new();
-        if let Ok(queue) = &mut self.ports[port].queue {
-            queue.receive(&mut burst);
-        }
+        twin.receive(&mut burst);
         let work = burst.len();
-        self.forwarder.counters.received += work as u64;
-        self.note_backlog(port, burst.is_full());
-        if self.farm.is_trunk(id) {
-            self.take_tagged(&mut burst, id, now);
+        for packet in burst {
+            self.take_from_kernel(packet, port_id(port), now);
         }
-        self.process(burst, id, now);
         work
     }
 
@@ -329,26 +237,6 @@ impl<Q: Queue> Shard<Q> {
         }
     }
 
-    /// Forwards a burst that came in by `port`, in pieces of the configured size.
-    fn process(&mut self, mut burst: Burst<Q::Packet>, port: PortId, now: Moment) {
-        while !burst.is_empty() {
-            let mut piece: Burst<Q::Packet> = burst.drain(..self.burst.min(burst.len())).collect();
-            let departures = self.forwarder.forward(&mut piece, port, &self.farm, millis(now));
-            self.dispatch(&mut piece, &departures, port, now);
-        }
-    }
-
-    /// Sends each packet where the quick lane says, or takes it the general way.
-    fn dispatch(&mut self, packets: &mut Burst<Q::Packet>, departures: &Departures, port: PortId, now: Moment) {
-        for (packet, departure) in packets.drain(..).zip(departures) {
-            if *departure == GENERAL {
-                self.process_one(packet, port, now);
-            } else {
-                send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, *departure);
-            }
-        }
-    }
-
     /// Forwards one packet the general way, in its turn among the burst's.
     #[inline(never)]
     fn process_one(&mut self, mut packet: Q::Packet, port: PortId, now: Moment) {
@@ -356,38 +244,35 @@ impl<Q: Queue> Shard<Q> {
             Ok(parsed) => {
                 let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
                 self.tell_notices();
+                if matches!(fate, Fate::HandOver(_)) {
+                    self.ports[usize::from(port)].order.foreign(1);
+                }
                 self.settle(packet, parsed, port, fate, now);
             }
             Err(reason) => self.forwarder.drops.count(reason),
         }
     }
 
-    /// What other shards handed over: at most one burst from each.
-    fn take_handovers(&mut self, now: Moment) -> usize {
+    /// Does what other shards ask for, a bounded number of things.
+    fn run_errands(&mut self, now: Moment) -> usize {
         let mut work = 0;
-        for neighbour in 0..self.neighbours.from.len() {
-            for _ in 0..BURST {
-                let Ok(handover) = self.neighbours.from[neighbour].pop() else {
-                    break;
-                };
-                work += 1;
-                match handover {
-                    Handover::Process(mut packet, parsed, port) => {
-                        let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
-                        self.tell_notices();
-                        self.settle(packet, parsed, port, fate, now);
-                    }
-                    Handover::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
-                    Handover::Pieces(packet, l3, port, mtu) => self.send_in_pieces(packet, l3, port, mtu),
-                    Handover::Send(packet, port) => {
-                        send(&mut self.ports, &mut self.neighbours, &mut self.forwarder, packet, port);
-                    }
-                    Handover::PathMtu(end, mtu) => {
-                        self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
-                    }
-                    Handover::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
-                    Handover::Twin(packet, port) => self.hand_to_twin(packet, port),
+        while work < ERRANDS_AT_ONCE
+            && let Some(errand) = self.neighbours.errand()
+        {
+            work += 1;
+            match errand {
+                Errand::Process(mut packet, parsed, port) => {
+                    let fate = self.forwarder.forward_one(&mut packet, &parsed, &self.farm, millis(now));
+                    self.tell_notices();
+                    self.settle(packet, parsed, port, fate, now);
                 }
+                Errand::Split(packet, parsed, port, mtu) => self.split(packet, parsed, port, mtu, now),
+                Errand::Pieces(packet, l3, port, mtu) => self.send_in_pieces(packet, l3, port, mtu),
+                Errand::PathMtu(end, mtu) => {
+                    self.forwarder.lower_path(end, mtu, &self.farm, millis(now));
+                }
+                Errand::FromKernel(packet, port) => self.take_from_kernel(packet, port, now),
+                Errand::Twin(packet, port) => self.hand_to_twin(packet, port),
             }
         }
         work
@@ -518,12 +403,11 @@ impl<Q: Queue> Shard<Q> {
             }
             Fate::HandOver(shard) => {
                 self.forwarder.counters.handed_over += 1;
-                hand_over(
-                    &mut self.neighbours,
-                    &mut self.forwarder.drops,
-                    shard,
-                    Handover::Process(packet, parsed, port),
-                );
+                if parsed.is_piece() {
+                    return self.send_errand(shard, Errand::Process(packet, parsed, port));
+                }
+                let transfer = Transfer { packet, port, finished: false };
+                self.neighbours.hand(shard, transfer, &mut self.forwarder.drops);
             }
             Fate::Respond => {
                 let farm = &self.farm;
@@ -548,9 +432,7 @@ impl<Q: Queue> Shard<Q> {
             Fate::PathMtu(end, mtu) => {
                 self.forwarder.drops.count(DropReason::TunnelError);
                 // Who does not hear of it hears of its own next packet that is too big.
-                for to in self.neighbours.to.iter_mut().flatten() {
-                    let _ = to.push(Handover::PathMtu(end, mtu));
-                }
+                self.neighbours.tell_others(|| Errand::PathMtu(end, mtu));
             }
             Fate::Drop(reason) => self.forwarder.drops.count(reason),
         }
@@ -587,8 +469,15 @@ impl<Q: Queue> Shard<Q> {
             }
             Twin::Shard(shard) => {
                 let shard = *shard;
-                hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, Handover::Twin(packet, port));
+                self.send_errand(shard, Errand::Twin(packet, port));
             }
+        }
+    }
+
+    /// Asks another shard for something; a packet that it has no room for is dropped.
+    fn send_errand(&mut self, shard: usize, errand: Errand<Q::Packet>) {
+        if !self.neighbours.send_errand(shard, errand) {
+            self.forwarder.drops.count(DropReason::HandoverRing);
         }
     }
 
@@ -656,7 +545,8 @@ impl<Q: Queue> Shard<Q> {
 
     /// Shows the counters as they are now.
     pub fn publish(&mut self) {
-        self.published.store(&self.forwarder, &self.forwarder.drops);
+        let shares = self.ports.iter().map(|port| port.order.total);
+        self.published.store(&self.forwarder, &self.forwarder.drops, shares);
     }
 }
 
@@ -706,7 +596,7 @@ fn send_elsewhere<Q: Queue>(
         Err(shard) => {
             let shard = *shard;
             match ports[usize::from(port)].vlan {
-                None => hand_over(neighbours, &mut forwarder.drops, shard, Handover::Send(packet, port)),
+                None => neighbours.hand(shard, Transfer { packet, port, finished: true }, &mut forwarder.drops),
                 Some((parent, id)) => {
                     if let Some(packet) = vlan::tagged(packet, id, &mut forwarder.drops) {
                         send(ports, neighbours, forwarder, packet, parent);
@@ -730,13 +620,6 @@ fn transmit_burst<Q: Queue>(queue: &mut Q, transmit: &mut Burst<Q::Packet>, forw
     transmit.clear();
 }
 
-fn hand_over<P>(neighbours: &mut Neighbourhood<P>, drops: &mut Drops, shard: usize, handover: Handover<P>) {
-    let ring = neighbours.to.get_mut(shard).and_then(Option::as_mut);
-    if ring.is_none_or(|ring| ring.push(handover).is_err()) {
-        drops.count(DropReason::HandoverRing);
-    }
-}
-
 fn tell<P>(links: &mut [ClassifierLink<P>], farm: &Farm, hash: &crate::flow::FlowHash, notice: Notice) -> bool {
     let classifier = place(farm.classifier_hash(hash, &notice.key), links.len());
     links[classifier].notices.push(notice).is_ok()
@@ -750,6 +633,8 @@ fn port_id(port: usize) -> PortId {
 const BURSTS_AT_ONCE: usize = 8;
 /// After so many full turns in a row a port is taken to be behind, if its driver cannot tell.
 const FULL_TURNS: u32 = 16;
+/// Errands done in one turn at the most.
+const ERRANDS_AT_ONCE: usize = 2 * BURST;
 /// Passes of the quick lane.
 const STAGES: usize = 3;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.

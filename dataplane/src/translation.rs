@@ -21,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub mod pool;
 pub mod table;
 
-pub use pool::{BadPool, PoolPort, PoolPorts};
+pub use pool::{BadPool, LEAST_PORTS, PoolPort, PoolPorts};
 pub use table::{Translation, TranslationTable};
 
 use crate::counters::DropReason;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use weir_dataplane::counters::DropReason;
-use weir_dataplane::flow::{FlowHash, Key, protocol};
+use weir_dataplane::flow::{Key, Owners, ToeplitzKey, protocol};
 use weir_dataplane::icmp_error::{self, Quoted};
 use weir_dataplane::parse::{Class, Parsed, parse};
 
@@ -112,7 +112,7 @@ fn scapy_would_notice_one_bit() {
 
 #[test]
 fn the_flow_is_found_with_its_owner() {
-    let hash = FlowHash::new(11);
+    let owners = Owners::new(&ToeplitzKey::from_seed(11), 128);
     for (name, frame) in errors() {
         let parsed = parse(&frame, MAC).unwrap();
         let quoted = icmp_error::quoted(&frame, &parsed).unwrap();
@@ -132,7 +132,7 @@ fn the_flow_is_found_with_its_owner() {
         };
         assert_eq!(quoted.route_key(), route, "{name}");
         if way(&name) != "fullclient" {
-            assert_eq!(quoted.owner_hash(&hash, to_vip), hash.client_is_source(&from_client), "{name}");
+            assert_eq!(quoted.owner(&owners, to_vip), owners.client_is_source(&from_client), "{name}");
         }
         let l3 = if matches!(parsed.key, Key::V4(_)) { 4 } else { 6 };
         assert_eq!((frame[quoted.l3] >> 4, quoted.l4 > quoted.l3), (l3, true), "{name}");

@@ -9,7 +9,7 @@ use weir_admin::api::{
     RouteLookup, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
 };
 use weir_config::Service;
-use weir_dataplane::flow::{FlowHash, Key, place, protocol};
+use weir_dataplane::flow::{Key, protocol};
 use weir_health_load::{Directive, Health};
 use weir_health_protocol::Row;
 use weir_identity::{ApplicationId, EndpointId, HostId, Incarnation, Moment};
@@ -297,9 +297,8 @@ impl UnitApi for Api {
         };
         let key = Key::new(flow.client, flow.vip, protocol)
             .ok_or_else(|| ApiError::BadRequest("client and VIP are of different families".to_owned()))?;
-        let shards = self.shared.cores.shards().len();
-        let hash: FlowHash = self.visit(0, |shard, _| shard.forwarder().hash().clone()).await?;
-        let shard = place(hash.client_is_source(&key), shards);
+        let owners = self.visit(0, |shard, _| shard.forwarder().owners().clone()).await?;
+        let shard = owners.client_is_source(&key);
         let (farm, config) = (self.shared.farms.load_full(), Arc::clone(&self.shared.config));
         let routes = self
             .visit(shard, move |visited, now| {

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use weir_config::{Config, Device, DirectiveState, Endpoint as ConfigEndpoint, Service as ConfigService};
 use weir_cpu::MapError;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, NoEndpoint, NoHop, Port, PortId, Service, Vip};
-use weir_dataplane::flow::protocol;
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{ToeplitzKey, protocol};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
@@ -33,6 +34,10 @@ pub struct Knowledge {
     pub endpoints: Vec<Known>,
     /// Neighbours that the kernel has been asked for.
     wanted: HashSet<(PortId, IpAddr)>,
+    /// Each of one family.
+    pools: Vec<PoolPorts>,
+    /// Where each pool of the YAML has its IPv4 and its IPv6 addresses.
+    pool_of: Vec<[Option<usize>; 2]>,
     generation: u64,
 }
 
@@ -91,12 +96,13 @@ impl Known {
 }
 
 impl Knowledge {
-    /// What the YAML alone says.
+    /// What the YAML alone says. `key` is of the hash by which pools' ports are dealt.
     ///
     /// # Errors
     ///
     /// [`MapError`] if there is not enough address space for the FIB.
-    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>) -> Result<Self, MapError> {
+    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>, key: &ToeplitzKey) -> Result<Self, MapError> {
+        let (pools, pool_of) = pools(&config, &Toeplitz::new(key));
         let endpoints = config
             .services
             .iter()
@@ -113,7 +119,7 @@ impl Knowledge {
             })
             .collect();
         let routing = Routing::new(Arc::clone(&config))?;
-        Ok(Self { config, macs, routing, endpoints, wanted: HashSet::new(), generation: 0 })
+        Ok(Self { config, macs, routing, endpoints, wanted: HashSet::new(), pools, pool_of, generation: 0 })
     }
 
     /// The configuration of an endpoint.
@@ -172,7 +178,6 @@ impl Knowledge {
                 vip: vips.iter().zip(0..).find(|(vip, _)| vip.address == service.vip).map_or(0, |(_, index)| index),
             })
             .collect();
-        let (pools, pool_of) = self.pools();
         let endpoints = self
             .endpoints
             .iter()
@@ -189,7 +194,7 @@ impl Knowledge {
                     tunnel: self.tunnel(service.mode, settings.address),
                     pool: match service.mode {
                         weir_config::Mode::FullNat { pool } => {
-                            let [v4, v6] = pool_of[pool];
+                            let [v4, v6] = self.pool_of[pool];
                             if settings.address.is_ipv4() { v4 } else { v6 }
                         }
                         _ => None,
@@ -204,7 +209,7 @@ impl Knowledge {
             vips,
             services,
             endpoints,
-            pools,
+            pools: self.pools.clone(),
             ports: self
                 .macs
                 .iter()
@@ -309,22 +314,6 @@ impl Knowledge {
         self.wanted.contains(&(port, neighbour))
     }
 
-    /// The pools, each of one family; and where each pool of the YAML has its IPv4 and its IPv6 addresses.
-    fn pools(&self) -> (Vec<PoolPorts>, Vec<[Option<usize>; 2]>) {
-        let mut pools = Vec::new();
-        let pool_of = self.config.pools.iter().map(|pool| {
-            [true, false].map(|v4| {
-                let addresses = pool.each_address().filter(|address| address.is_ipv4() == v4).collect();
-                // Validation has seen to it that what has addresses has ports for all shards.
-                let ports = PoolPorts::new(addresses, pool.port_range.clone(), self.config.dataplane.shards).ok()?;
-                pools.push(ports);
-                Some(pools.len() - 1)
-            })
-        });
-        let pool_of = pool_of.collect();
-        (pools, pool_of)
-    }
-
     /// The tunnel to an endpoint, from the unit's own address nearest to it.
     fn tunnel(&self, mode: weir_config::Mode, endpoint: IpAddr) -> Option<Tunnel> {
         let same_family = |net: &IpNet| net.addr().is_ipv4() == endpoint.is_ipv4();
@@ -388,6 +377,21 @@ pub fn directive(state: DirectiveState) -> Directive {
         DirectiveState::Draining => Directive::Draining,
         DirectiveState::Inactive => Directive::Inactive,
     }
+}
+
+/// The pools, each of one family; and where each pool of the YAML has its IPv4 and its IPv6 addresses.
+fn pools(config: &Config, hash: &Toeplitz) -> (Vec<PoolPorts>, Vec<[Option<usize>; 2]>) {
+    let mut pools = Vec::new();
+    let pool_of = config.pools.iter().map(|pool| {
+        [true, false].map(|v4| {
+            let addresses = pool.each_address().filter(|address| address.is_ipv4() == v4).collect();
+            // Validation has seen to it that what has addresses has ports enough, unless there is one bucket only.
+            pools.push(PoolPorts::of_any_size(addresses, pool.port_range.clone(), hash).ok()?);
+            Some(pools.len() - 1)
+        })
+    });
+    let pool_of = pool_of.collect();
+    (pools, pool_of)
 }
 
 fn mode(mode: weir_config::Mode) -> Mode {

@@ -196,7 +196,9 @@ impl Bench {
         let macs: Vec<_> = config.ports.iter().zip(1u8..).map(of_its_own).collect();
         let below = |(port, mac)| crate::knowledge::vlan(port).map_or(mac, |(parent, _)| macs[usize::from(parent)]);
         let macs = config.ports.iter().zip(macs.iter().copied()).map(below).collect();
-        let mut knowledge = Knowledge::new(Arc::clone(&config), macs).map_err(unit::AssemblyError::Fib)?;
+        let seed = config.dataplane.seed.unwrap_or(REPLAY_SEED);
+        let key = unit::bucket_key(&config, seed);
+        let mut knowledge = Knowledge::new(Arc::clone(&config), macs, &key).map_err(unit::AssemblyError::Fib)?;
         let generation = knowledge.next_generation();
         let farm = Arc::new(knowledge.farm());
         let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
@@ -205,7 +207,8 @@ impl Bench {
             config: &config,
             farm: Arc::clone(&farm),
             standings: Arc::new(ArcSwap::from_pointee(standings)),
-            seed: config.dataplane.seed.unwrap_or(REPLAY_SEED),
+            seed,
+            key,
             burst,
         };
         // The first shard has every port; the others, if any, send by it.

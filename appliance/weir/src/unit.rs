@@ -12,7 +12,7 @@ use weir_cpu::MapError;
 use weir_dataplane::classifier::{self, Classifier};
 use weir_dataplane::core::ClassifierSeat;
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::fragments;
 use weir_dataplane::packet::Queue;
@@ -37,6 +37,8 @@ pub struct Assembly<'a> {
     pub standings: Arc<ArcSwap<Standings>>,
     /// Key of the flow hash.
     pub seed: u64,
+    /// Of the hash that says who owns a flow.
+    pub key: ToeplitzKey,
     /// Packets in a burst.
     pub burst: usize,
 }
@@ -77,10 +79,11 @@ impl Assembly<'_> {
     ) -> Result<Assembled<Q>, AssemblyError> {
         let settings = &self.config.dataplane;
         let hash = FlowHash::new(self.seed);
+        let owners = Owners::new(&self.key, settings.shards);
         let (shards, classifiers) = (settings.shards, settings.classifiers);
         let mut shard_links: Vec<Vec<_>> = (0..classifiers).map(|_| Vec::new()).collect();
         let mut made = Vec::new();
-        let neighbourhoods = shard::neighbourhoods(shards, HANDOVER_RING);
+        let neighbourhoods = shard::neighbourhoods(shards, (HANDOVERS / shards).clamp(512, 4096));
         for (number, neighbours) in neighbourhoods.into_iter().enumerate() {
             let links = shard_links
                 .iter_mut()
@@ -92,7 +95,7 @@ impl Assembly<'_> {
                 .collect();
             let forwarder = Forwarder::new(&forwarder::Settings {
                 shard: number,
-                shards,
+                owners: owners.clone(),
                 routes_ipv4: settings.routes_ipv4.div_ceil(shards),
                 routes_ipv6: settings.routes_ipv6.div_ceil(shards),
                 hash: hash.clone(),
@@ -168,7 +171,9 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let opened = ports::open(&config)?;
-    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone()).map_err(AssemblyError::Fib)?;
+    let seed = config.dataplane.seed.unwrap_or_else(random_seed);
+    let key = bucket_key(&config, seed);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key).map_err(AssemblyError::Fib)?;
     let generation = knowledge.next_generation();
     let farm = Arc::new(knowledge.farm());
     let standings =
@@ -177,7 +182,8 @@ pub fn run(config: Config) -> Result<(), UnitError> {
         config: &config,
         farm: Arc::clone(&farm),
         standings: Arc::clone(&standings),
-        seed: config.dataplane.seed.unwrap_or_else(random_seed),
+        seed,
+        key,
         burst: usize::from(config.dataplane.burst),
     };
     let mut ends = opened.ends;
@@ -220,6 +226,11 @@ fn fragment_limits(settings: &weir_config::Dataplane) -> fragments::Limits {
     fragments::Limits { datagrams: FRAGMENTED_DATAGRAMS.div_ceil(shards), held: (settings.mbufs / 16).div_ceil(shards) }
 }
 
+/// The key of the hash by which flows have their owners, from a seed.
+pub(crate) fn bucket_key(config: &Config, seed: u64) -> ToeplitzKey {
+    if config.dataplane.shards == 1 { ToeplitzKey::one_bucket() } else { ToeplitzKey::from_seed(seed) }
+}
+
 /// This life's number: milliseconds since 1970.
 fn incarnation() -> Incarnation {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -239,5 +250,5 @@ const DIVERT_RING: usize = 1024;
 const NOTICE_RING: usize = 8192;
 /// Datagrams in fragments that are followed at once, over all shards.
 const FRAGMENTED_DATAGRAMS: u32 = 8192;
-/// Packets on their way from one shard to another.
-const HANDOVER_RING: usize = 1024;
+/// Packets that may be on their way from all other shards to one: with 128 shards all rings have 133 MB.
+const HANDOVERS: usize = 1 << 15;

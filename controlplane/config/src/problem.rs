@@ -328,8 +328,8 @@ pub enum Mistake {
         /// As many are allowed.
         most: usize,
     },
-    /// A pool with too few ports to give each shard one.
-    #[error("{ports} ports for {shards} shards: some have none")]
+    /// A pool with too few ports for several shards: a client gets ports of its own bucket alone.
+    #[error("{ports} ports for {shards} shards: some clients would find none")]
     FewPoolPorts {
         /// Ports on each address.
         ports: usize,
@@ -554,7 +554,7 @@ impl Mistake {
             Mistake::PoolTooLarge { .. } => {
                 "longer prefixes; each address has 60,000 ports to each endpoint".to_owned()
             }
-            Mistake::FewPoolPorts { .. } => "a wider port_range, or fewer dataplane.shards".to_owned(),
+            Mistake::FewPoolPorts { .. } => "at least 2047 ports, or dataplane.shards: 1".to_owned(),
             Mistake::PoolFamily { family, pool, .. } => format!("an {family} address in pool `{pool}`, too"),
             Mistake::OtherMode { belongs_to, .. } => format!("leave it out, or mode: {belongs_to}"),
             Mistake::NoEffect { .. } => "leave it out".to_owned(),

@@ -1,7 +1,7 @@
 //! A forwarder with a route for each of some flows, and one packet of each: what the benches of the parts work on.
 
 use crossbeam::queue::SegQueue;
-use weir_dataplane::flow::FlowHash;
+use weir_dataplane::flow::{FlowHash, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{Forwarder, Settings};
 use weir_dataplane::packet::{BURST, Burst, HeapPacket, Packet, Queue};
 use weir_dataplane::plumbing::{Plumb, Reply, Verdict};
@@ -36,7 +36,7 @@ impl Routed {
         let farm = farm::farm_towards(mode, IdleTimeouts::default(), networks).unwrap();
         let settings = Settings {
             shard: 0,
-            shards: 1,
+            owners: Owners::new(&ToeplitzKey::from_seed(1), 1),
             routes_ipv4: 4 * FLOWS as usize,
             routes_ipv6: 2 * FLOWS as usize,
             hash: FlowHash::new(0x5745_4952),
@@ -104,14 +104,19 @@ pub(crate) enum Waiting {
 /// [`LATER`].
 pub(crate) fn shard(routes: u64, waiting: Waiting) -> Box<Shard<Arrivals>> {
     let farm = std::sync::Arc::new(farm::farm(Mode::Dsr, IdleTimeouts([1_000; State::COUNT])).unwrap());
-    let hash = FlowHash::new(0x5745_4952);
+    let (hash, owners) = (FlowHash::new(0x5745_4952), Owners::new(&ToeplitzKey::from_seed(1), 2));
     let mut made: Vec<_> = shard::neighbourhoods(2, 2 * FLOWS as usize)
         .into_iter()
         .enumerate()
         .map(|(number, neighbours)| {
             let tables = (2 * routes as usize, 1);
-            let settings =
-                Settings { shard: number, shards: 2, routes_ipv4: tables.0, routes_ipv6: tables.1, hash: hash.clone() };
+            let settings = Settings {
+                shard: number,
+                owners: owners.clone(),
+                routes_ipv4: tables.0,
+                routes_ipv6: tables.1,
+                hash: hash.clone(),
+            };
             let (link, classifier) = shard::link(4 * FLOWS as usize, 4 * FLOWS as usize);
             let ports = vec![ShardPort::new(Ok(Arrivals::default()), Twin::Itself)];
             let forwarder = Forwarder::new(&settings).unwrap();

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use weir_dataplane::farm::{Endpoint, NoEndpoint, Port, Service, Way};
 use weir_dataplane::flow::protocol::{ESP, GRE};
+use weir_dataplane::flow::toeplitz::Toeplitz;
 use weir_dataplane::route_table::Mode;
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
@@ -71,7 +72,7 @@ pub fn setup(bits: u8) -> Setup {
         parts.ports.iter_mut().skip(1).step_by(2).for_each(|port| port.mtu = 1280);
     }
     for pool in &mut parts.pools {
-        *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=20_007, 2).unwrap();
+        *pool = PoolPorts::of_any_size(pool.addresses().to_vec(), 20_000..=20_127, &Toeplitz::new(&crate::lab::key())).unwrap();
     }
     if mode == Mode::FullNat {
         return if across { setup.across() } else { setup };

@@ -16,15 +16,11 @@ impl Forwarder {
     /// Forwards an ICMP error about a flow; `None` if it is none, or about a flow that is not ours.
     pub fn forward_error<P: Packet>(&mut self, packet: &mut P, parsed: &Parsed, farm: &Farm, now: u32) -> Option<Fate> {
         let to_vip = farm.vip_of(&parsed.key).is_some();
-        let pool = farm.pool_of(&parsed.key);
         if !to_vip && !farm.translates() {
             return None;
         }
         let quoted = icmp_error::quoted(packet.data(), parsed).ok()?;
-        let owner = match pool {
-            Some(pool) => pool.shard_of(quoted.key.source().port()),
-            None => self.owner(quoted.owner_hash(&self.hash, to_vip)),
-        };
+        let owner = quoted.owner(&self.owners, to_vip);
         if owner != self.shard {
             return Some(Fate::HandOver(owner));
         }

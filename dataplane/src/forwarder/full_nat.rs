@@ -101,12 +101,16 @@ impl Forwarder {
             back.filter(|back| self.find(back).is_none() && !self.dead_ports.keeps(back, hash, now, &farm.timeouts))
         };
         let named = PoolPort::from_value(value).port;
-        if pool.has(named) && pool.shard_of(named) == self.shard && is_free(action).is_some() {
+        let comes_here = |action| {
+            Self::pool_key(key, action, farm).is_some_and(|back| self.owners.client_is_destination(&back) == self.shard)
+        };
+        if pool.has(named) && comes_here(action) && is_free(action).is_some() {
             return Some(action);
         }
-        let attempts = u32::try_from(pool.capacity_per_shard()).map_or(ATTEMPTS, |capacity| capacity.min(ATTEMPTS));
-        (0..attempts).find_map(|attempt| {
-            let (address, port) = pool.candidate(hash, attempt, self.shard);
+        let client = key.source();
+        let bucket = self.owners.hash().bucket(client.ip(), client.port());
+        (0..pool.attempts().min(ATTEMPTS)).find_map(|attempt| {
+            let (address, port) = pool.candidate(hash, attempt, bucket)?;
             let value = PoolPort { address: u32::try_from(address).ok()?, port }.to_value();
             let action = Action::Send { endpoint, mode, value };
             is_free(action).map(|_| action)

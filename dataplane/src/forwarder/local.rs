@@ -68,12 +68,12 @@ impl Forwarder {
         if !farm.is_local(parsed.key.source().ip()) {
             return None;
         }
-        let client = match parsed.class {
-            Class::Flow => self.hash.client_is_destination(&parsed.key),
-            Class::Icmp => icmp_error::quoted(frame, &parsed).ok()?.owner_hash(&self.hash, false),
+        let owner = match parsed.class {
+            Class::Flow => self.owners.client_is_destination(&parsed.key),
+            Class::Icmp => icmp_error::quoted(frame, &parsed).ok()?.owner(&self.owners, false),
             _ => return None,
         };
-        Some((parsed, self.owner(client)))
+        Some((parsed, owner))
     }
 
     /// Translates such an answer; `None` if it is of no flow of ours, and then the packet is as it was.

@@ -83,18 +83,19 @@ impl Forwarder {
         Self { asking, ..self }
     }
 
-    /// First pass over a burst that came in by `port`: takes into the lane what is plain, and asks for the lines of its routes, as
-    /// [`Self::asking`] says.
+    /// First pass over a burst: takes into the lane what is plain, and asks for the lines of its routes, as [`Self::asking`] says. By
+    /// which port each packet came in says `ports`; all by the first one, unless they are `MIXED`.
     #[inline]
-    pub fn enter<const TOGETHER4: bool, const TOGETHER6: bool, P: Packet>(
+    pub fn enter<const TOGETHER4: bool, const TOGETHER6: bool, const MIXED: bool, P: Packet>(
         &self,
         packets: &Burst<P>,
-        port: PortId,
+        ports: &[PortId; BURST],
         farm: &Farm,
         lane: &mut QuickLane,
     ) {
         packets.iter().for_each(Packet::prefetch);
-        let mac = address_word(farm.ports[usize::from(port)].mac);
+        let mac_of = |port: PortId| address_word(farm.ports[usize::from(port)].mac);
+        let first = mac_of(ports[0]);
         let longest = usize::from(farm.smallest_mtu().min(self.paths.room())) + 14;
         let (mut four, mut six) = (Bits(0), Bits(0));
         for at in 0..packets.len().min(BURST) {
@@ -105,6 +106,7 @@ impl Forwarder {
             let Some(start) = frame.first_chunk::<SHORTEST>() else {
                 continue;
             };
+            let mac = if MIXED { mac_of(ports[at]) } else { first };
             if word(start, 0) << 16 != mac {
                 continue;
             }
@@ -463,7 +465,7 @@ fn upper_is_plain(protocol: u8, start: &[u8], l4: usize, total: usize, header: u
 }
 
 /// A MAC address as the upper six bytes of a word, in the order of a frame read little-endian.
-fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+pub(super) fn address_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([0, 0, a, b, c, d, e, f])
 }
 
@@ -514,6 +516,6 @@ const ACK_AND_FIVE_WORDS: u16 = u16::from_le_bytes([5 << 4, tcp_flags::ACK]);
 /// In the word of fragment, TTL and protocol, read little-endian: all of the TTL's bits but the lowest.
 const TTL_ABOVE_ONE: u32 = 0xfe_0000;
 /// EtherType, IP version and, for IPv4, header length in a word read little-endian.
-const ETHERTYPE_AND_VERSION: u64 = 0xff_ffff;
-const IPV4: u64 = 0x45_0008;
-const IPV6: u64 = 0x60_dd86;
+pub(super) const ETHERTYPE_AND_VERSION: u64 = 0xff_ffff;
+pub(super) const IPV4: u64 = 0x45_0008;
+pub(super) const IPV6: u64 = 0x60_dd86;

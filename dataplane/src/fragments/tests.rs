@@ -1,5 +1,6 @@
 //! Properties of the fragment table: every permutation comes out once and whole, no overlap passes, nothing leaks.
 
+use crate::flow::{Owners, ToeplitzKey};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -248,13 +249,13 @@ fn a_full_table_gives_up_its_oldest() {
 
 #[test]
 fn one_client_has_one_owner() {
-    let hash = FlowHash::new(3);
+    let owners = Owners::new(&ToeplitzKey::from_seed(3), 128);
     for v6 in [false, true] {
         let to_vip = key(v6, 5, PORTS, UDP);
         let later = key(v6, 5, [0; 4], protocol::TCP);
-        assert_eq!(owner_hash(&hash, &to_vip, true), owner_hash(&hash, &later, true));
-        assert_eq!(owner_hash(&hash, &to_vip, true), owner_hash(&hash, &later.reversed(), false));
-        assert_ne!(owner_hash(&hash, &to_vip, true), owner_hash(&hash, &key(v6, 6, PORTS, UDP), true));
+        assert_eq!(owners.of_fragments(&to_vip, true), owners.of_fragments(&later, true));
+        assert_eq!(owners.of_fragments(&to_vip, true), owners.of_fragments(&later.reversed(), false));
+        assert_ne!(owners.of_fragments(&to_vip, true), owners.of_fragments(&key(v6, 6, PORTS, UDP), true));
     }
 }
 

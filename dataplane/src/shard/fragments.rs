@@ -7,7 +7,7 @@ use super::{Held, Shard};
 use crate::classifier::millis;
 use crate::counters::Drops;
 use crate::forwarder::{Fate, Forwarder};
-use crate::fragments::{FragmentTable, Later, Left, Limits, MAX_FRAGMENTS, owner_hash};
+use crate::fragments::{FragmentTable, Later, Left, Limits, MAX_FRAGMENTS};
 use crate::packet::Queue;
 use crate::parse::Class;
 
@@ -16,7 +16,7 @@ impl<Q: Queue> Shard<Q> {
     pub(super) fn fragment(&mut self, held: Held<Q::Packet>, now: Moment) {
         let key = held.parsed.key;
         let from_client = self.farm.vip_of(&key).is_some();
-        let owner = self.forwarder.owner(owner_hash(self.forwarder.hash(), &key, from_client));
+        let owner = self.forwarder.owners().of_fragments(&key, from_client);
         if owner != self.number {
             let Held { packet, parsed, port, .. } = held;
             return self.settle(packet, parsed, port, Fate::HandOver(owner), now);

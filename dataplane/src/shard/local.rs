@@ -2,7 +2,7 @@
 
 use weir_identity::Moment;
 
-use super::{Handover, Shard, hand_over, send};
+use super::{Errand, Shard, send};
 use crate::classifier::millis;
 use crate::counters::DropReason;
 use crate::farm::PortId;
@@ -17,8 +17,7 @@ impl<Q: Queue> Shard<Q> {
             && let Some((parsed, owner)) = self.forwarder.kernels_answer(packet.data(), &self.farm)
         {
             if owner != self.number {
-                let handover = Handover::FromKernel(packet, port);
-                return hand_over(&mut self.neighbours, &mut self.forwarder.drops, owner, handover);
+                return self.send_errand(owner, Errand::FromKernel(packet, port));
             }
             match self.forwarder.forward_answer(&mut packet, &parsed, &self.farm, millis(now)) {
                 // The kernel itself is told, which sends less then.

@@ -4,7 +4,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::{DONT_FRAGMENT, Handover, MORE_FRAGMENTS, Shard, hand_over, send};
+use super::{DONT_FRAGMENT, Errand, MORE_FRAGMENTS, Shard, send};
 use crate::counters::DropReason;
 use crate::farm::PortId;
 use crate::packet::{Packet, Queue};
@@ -19,8 +19,8 @@ impl<Q: Queue> Shard<Q> {
             Ok(queue) => queue,
             // Buffers are where the queues are.
             Err(shard) => {
-                let (shard, handover) = (*shard, Handover::Pieces(packet, l3, port, mtu));
-                return hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, handover);
+                let shard = *shard;
+                return self.send_errand(shard, Errand::Pieces(packet, l3, port, mtu));
             }
         };
         // One counter for each shard that sends by itself: no two of them give one number.

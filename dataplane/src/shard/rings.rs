@@ -1,9 +1,13 @@
 //! The rings that hang on a shard: to the classifiers and back, and to the other shards.
 
-use rtrb::chunks::ReadChunk;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use crossbeam::queue::ArrayQueue;
+use rtrb::chunks::{ChunkError, ReadChunk};
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use crate::counters::DropReason;
+use crate::counters::{DropReason, Drops};
 use crate::farm::PortId;
 use crate::forwarder::Forwarder;
 use crate::packet::{BURST, Packet};
@@ -23,17 +27,15 @@ pub struct Held<P> {
     pub shard: usize,
 }
 
-/// What one shard hands to another.
+/// What a shard does for another one, beside the packets that go over their rings: seldom, and not in bursts.
 #[derive(Debug)]
-pub enum Handover<P> {
-    /// A packet of a flow that the other one owns.
+pub(super) enum Errand<P> {
+    /// A packet of a flow that the other one owns, whose bytes alone do not say so: a fragment.
     Process(P, Parsed, PortId),
     /// A packet of a flow that is to be taken to pieces of so many bytes, by who can allocate buffers.
     Split(P, Parsed, PortId, u16),
     /// A finished tunnel packet, with the place of its outer header, to be sent by a port in pieces of so many bytes.
     Pieces(P, u8, PortId, u16),
-    /// A finished packet, for a port that this shard has no queue of.
-    Send(P, PortId),
     /// The way to a tunnel's end takes no more than so many bytes.
     PathMtu(std::net::IpAddr, u16),
     /// What the kernel has sent by a port's twin, and may be of a flow that the other one owns.
@@ -119,28 +121,142 @@ pub fn link<P>(packets: usize, notices: usize) -> (ClassifierLink<P>, ShardLink<
     )
 }
 
-/// A shard's end of the rings to the other shards, by their number; its own place is empty.
+/// A packet on its way from one shard to another: with a DPDK buffer 16 bytes. What is in it is parsed again where it arrives.
+#[derive(Debug)]
+pub(super) struct Transfer<P> {
+    pub(super) packet: P,
+    /// The port that it came in by; of a finished packet the one that it leaves by.
+    pub(super) port: PortId,
+    /// It only has to be sent, by who has a queue for that.
+    pub(super) finished: bool,
+}
+
+/// A shard's end of the rings to the other shards, by their number.
 #[derive(Debug)]
 pub struct Neighbourhood<P> {
-    pub(super) to: Vec<Option<Producer<Handover<P>>>>,
-    pub(super) from: Vec<Consumer<Handover<P>>>,
+    to: Vec<Outbox<P>>,
+    from: Vec<Consumer<Transfer<P>>>,
+    /// Whose turn it is to be read first.
+    next: usize,
+    /// The outboxes that something waits in, a bit each.
+    waiting: u128,
+    /// What others ask of this shard; and all shards' own, by number.
+    errands: Arc<ArrayQueue<Errand<P>>>,
+    all_errands: Vec<Arc<ArrayQueue<Errand<P>>>>,
+}
+
+/// What has gathered for another shard; none for oneself.
+#[derive(Debug)]
+struct Outbox<P> {
+    ring: Option<Producer<Transfer<P>>>,
+    waiting: ArrayVec<Transfer<P>, BURST>,
+}
+
+impl<P> Neighbourhood<P> {
+    /// Puts a packet behind the others for a shard; they go over when a burst is full, and at the end of the turn.
+    #[inline]
+    pub(super) fn hand(&mut self, shard: usize, transfer: Transfer<P>, drops: &mut Drops) {
+        let Some(outbox) = self.to.get_mut(shard) else {
+            return drops.count(DropReason::HandoverRing);
+        };
+        outbox.waiting.push(transfer);
+        if outbox.waiting.is_full() {
+            outbox.flush(drops);
+            self.waiting &= !(1 << shard);
+        } else {
+            self.waiting |= 1 << shard;
+        }
+    }
+
+    /// Lets everything go over that has gathered.
+    #[inline]
+    pub(super) fn flush(&mut self, drops: &mut Drops) {
+        while self.waiting != 0 {
+            let shard = self.waiting.trailing_zeros() as usize;
+            self.waiting &= self.waiting - 1;
+            self.to[shard].flush(drops);
+        }
+    }
+
+    /// Takes what other shards have handed over, as long as there is room in `into`: of each in order, of all in turns.
+    #[inline]
+    pub(super) fn take(&mut self, into: &mut ArrayVec<Transfer<P>, BURST>) {
+        for _ in 0..self.from.len() {
+            let ring = &mut self.from[self.next];
+            let count = ring.slots().min(into.remaining_capacity());
+            if let Ok(chunk) = ring.read_chunk(count) {
+                into.extend(chunk);
+            }
+            if into.is_full() {
+                return; // the rest of this one comes first next time
+            }
+            self.next = if self.next + 1 == self.from.len() { 0 } else { self.next + 1 };
+        }
+    }
+
+    /// Asks another shard for something; false, and dropped, where too much has been asked of it already.
+    pub(super) fn send_errand(&self, shard: usize, errand: Errand<P>) -> bool {
+        self.all_errands.get(shard).is_some_and(|errands| errands.push(errand).is_ok())
+    }
+
+    /// Asks the same of all others; who does not hear of it has to do without.
+    pub(super) fn tell_others(&self, mut errand: impl FnMut() -> Errand<P>) {
+        for errands in self.all_errands.iter().filter(|errands| !Arc::ptr_eq(errands, &self.errands)) {
+            let _ = errands.push(errand());
+        }
+    }
+
+    /// The next thing that another shard asks for.
+    #[inline]
+    pub(super) fn errand(&self) -> Option<Errand<P>> {
+        self.errands.pop()
+    }
+}
+
+impl<P> Outbox<P> {
+    /// What finds no room in the ring is dropped: its owner is the bottleneck.
+    fn flush(&mut self, drops: &mut Drops) {
+        if let Some(ring) = &mut self.ring {
+            let chunk = match ring.write_chunk_uninit(self.waiting.len()) {
+                Err(ChunkError::TooFewSlots(room)) => ring.write_chunk_uninit(room),
+                chunk => chunk,
+            };
+            if let Ok(chunk) = chunk {
+                let count = chunk.len();
+                chunk.fill_from_iter(self.waiting.drain(..count));
+            }
+        }
+        drops.count_many(DropReason::HandoverRing, self.waiting.len());
+        self.waiting.clear();
+    }
 }
 
 /// The rings among `shards` shards, each `packets` long.
 #[must_use]
 pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
-    let mut all: Vec<Neighbourhood<P>> =
-        (0..shards).map(|_| Neighbourhood { to: Vec::new(), from: Vec::new() }).collect();
+    let all_errands: Vec<_> = (0..shards).map(|_| Arc::new(ArrayQueue::new(ERRANDS))).collect();
+    let end = |errands: &Arc<_>| Neighbourhood {
+        to: Vec::new(),
+        from: Vec::new(),
+        next: 0,
+        waiting: 0,
+        errands: Arc::clone(errands),
+        all_errands: all_errands.clone(),
+    };
+    let mut all: Vec<Neighbourhood<P>> = all_errands.iter().map(end).collect();
     for from in 0..shards {
         for to in 0..shards {
             if from == to {
-                all[from].to.push(None);
+                all[from].to.push(Outbox { ring: None, waiting: ArrayVec::new() });
                 continue;
             }
             let (producer, consumer) = RingBuffer::new(packets);
-            all[from].to.push(Some(producer));
+            all[from].to.push(Outbox { ring: Some(producer), waiting: ArrayVec::new() });
             all[to].from.push(consumer);
         }
     }
     all
 }
+
+/// Errands that may wait for a shard.
+const ERRANDS: usize = 512;

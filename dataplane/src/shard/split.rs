@@ -7,7 +7,7 @@
 use arrayvec::ArrayVec;
 use weir_identity::Moment;
 
-use super::{DONT_FRAGMENT, Handover, MORE_FRAGMENTS, Shard, hand_over};
+use super::{DONT_FRAGMENT, Errand, MORE_FRAGMENTS, Shard};
 use crate::classifier::millis;
 use crate::counters::DropReason;
 use crate::farm::PortId;
@@ -33,8 +33,8 @@ impl<Q: Queue> Shard<Q> {
             Ok(queue) => queue,
             // Buffers are where the queues are.
             Err(shard) => {
-                let (shard, handover) = (*shard, Handover::Split(packet, parsed, port, mtu));
-                return hand_over(&mut self.neighbours, &mut self.forwarder.drops, shard, handover);
+                let shard = *shard;
+                return self.send_errand(shard, Errand::Split(packet, parsed, port, mtu));
             }
         };
         let most = mtu.saturating_sub(HEADER) & !7;

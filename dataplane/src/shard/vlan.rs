@@ -1,66 +1,26 @@
 //! VLANs as ports of their own: their tag is taken off as a frame comes in and put on as one leaves, so nothing between knows of it.
 
-use weir_identity::Moment;
-
-use super::Shard;
 use crate::counters::{DropReason, Drops};
 use crate::farm::{Farm, PortId};
-use crate::packet::{BURST, Burst, Packet, Queue};
-
-impl<Q: Queue> Shard<Q> {
-    /// Takes the tagged frames out of what came in by a trunk, and forwards each as one of its VLAN's port. A tag that stands for
-    /// no port is the kernel's.
-    #[cold]
-    pub(super) fn take_tagged(&mut self, burst: &mut Burst<Q::Packet>, trunk: PortId, now: Moment) {
-        let mut plain: Burst<Q::Packet> = Burst::new();
-        let mut group: Burst<Q::Packet> = Burst::new();
-        let mut of = None;
-        for packet in burst.drain(..BURST.min(burst.len())) {
-            let (packet, to) = untagged(packet, trunk, &self.farm);
-            match to {
-                Tagged::No => plain.push(packet),
-                Tagged::Port(port) => {
-                    if of != Some(port) {
-                        self.process_group(std::mem::take(&mut group), of, now);
-                        of = Some(port);
-                    }
-                    group.push(packet);
-                }
-                Tagged::Unknown => self.hand_to_twin(packet, trunk),
-                Tagged::Stuck => self.forwarder.drops.count(DropReason::Truncated),
-            }
-        }
-        self.process_group(group, of, now);
-        *burst = plain;
-    }
-
-    fn process_group(&mut self, group: Burst<Q::Packet>, port: Option<PortId>, now: Moment) {
-        if let Some(port) = port
-            && !group.is_empty()
-        {
-            self.process(group, port, now);
-        }
-    }
-}
+use crate::packet::Packet;
 
 /// What a frame's outer tag says.
-enum Tagged {
-    No,
-    /// It was of a VLAN that is a port, and is off.
+pub(super) enum Tagged {
+    /// It is of this port now: the trunk's own, or of a VLAN whose tag is off.
     Port(PortId),
-    /// It is of a VLAN that is none.
+    /// It is of a VLAN that is no port.
     Unknown,
     /// It could not be taken off.
     Stuck,
 }
 
 /// Takes a frame's outer tag off, if it is one of the trunk's VLANs.
-fn untagged<P: Packet>(mut packet: P, trunk: PortId, farm: &Farm) -> (P, Tagged) {
+pub(super) fn untagged<P: Packet>(mut packet: P, trunk: PortId, farm: &Farm) -> (P, Tagged) {
     let Some(start) = packet.data().first_chunk::<18>() else {
-        return (packet, Tagged::No);
+        return (packet, Tagged::Port(trunk));
     };
     if !TAGS.contains(&[start[12], start[13]]) {
-        return (packet, Tagged::No);
+        return (packet, Tagged::Port(trunk));
     }
     let id = u16::from_be_bytes([start[14], start[15]]) & 0xfff;
     // A tag with identifier 0 says a priority only: the frame is the trunk's own.
@@ -72,7 +32,7 @@ fn untagged<P: Packet>(mut packet: P, trunk: PortId, farm: &Farm) -> (P, Tagged)
     if !packet.trim_front(TAG) {
         return (packet, Tagged::Stuck);
     }
-    (packet, if port == trunk { Tagged::No } else { Tagged::Port(port) })
+    (packet, Tagged::Port(port))
 }
 
 /// Puts a tag on a frame; without room for it the frame is dropped.

@@ -1,19 +1,32 @@
-//! Source addresses and ports for full-nat, dealt out to shards: the port of an answer says which shard it belongs to.
+//! Source addresses and ports for full-nat, dealt out by bucket: the port of an answer says which shard it belongs to.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
-/// A pool's (address, port) pairs. Every shard has the same number of ports, each on every address.
+use crate::flow::toeplitz::{BUCKETS, Toeplitz};
+
+/// A pool's (address, port) pairs. A client is given a pair of its own bucket alone, so that both directions of a connection have one
+/// owner, whatever the number of shards, on this unit or on another.
 ///
 /// A pair may serve many connections, as long as they go to different endpoints: what has to be free is the 4-tuple.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolPorts {
     addresses: Vec<IpAddr>,
-    first: u16,
-    shards: usize,
-    ports_per_shard: usize,
-    /// One less than the power of two from [`PoolPorts::capacity_per_shard`] on.
-    mask: u64,
+    range: RangeInclusive<u16>,
+    dealt: Arc<Dealt>,
+}
+
+/// The ports of a range, sorted by what they contribute to a bucket; the rest is the address's. (The hash is linear.)
+#[derive(Debug, PartialEq, Eq)]
+struct Dealt {
+    /// By address: its bucket with port 0.
+    of_address: Vec<u8>,
+    ports: Vec<u16>,
+    /// By contribution: where its ports begin in `ports`; and the end.
+    starts: [u32; BUCKETS + 1],
+    /// The most ports of one contribution.
+    most: usize,
 }
 
 /// The per-route value of [`Mode::FullNat`](crate::route_table::Mode::FullNat): which pair of the pool stands for the client.
@@ -53,68 +66,66 @@ pub enum BadPool {
     /// Addresses of both families: a pair has to fit the endpoint.
     #[error("{0} and {1} are of different families: a pool is of one")]
     MixedFamilies(IpAddr, IpAddr),
-    /// Not every shard would have a port.
-    #[error("{ports} ports are too few for {shards} shards")]
-    TooFewPorts {
-        /// Ports in the range.
-        ports: usize,
-        /// Shards that need one.
-        shards: usize,
-    },
-    /// No shard.
-    #[error("a pool needs a shard to deal its ports to")]
-    NoShard,
+    /// Not every bucket would have a port.
+    #[error("{0} ports are too few: a pool needs {LEAST_PORTS} in a row, so that every bucket has some")]
+    TooFewPorts(usize),
     /// Port 0 is none.
     #[error("port 0 cannot be a source port")]
     PortZero,
 }
 
+/// Ports in a row that a pool has at least: among so many are 1024 that begin at a multiple of 1024, eight for each bucket.
+pub const LEAST_PORTS: usize = 2047;
+
 impl PoolPorts {
-    /// Deals the ports of a range to so many shards; what is left over at the range's end is not used.
+    /// Deals the ports of a range to the buckets of `hash`.
     ///
     /// # Errors
     ///
     /// [`BadPool`].
-    pub fn new(addresses: Vec<IpAddr>, ports: RangeInclusive<u16>, shards: usize) -> Result<Self, BadPool> {
-        let first_address = *addresses.first().ok_or(BadPool::NoAddress)?;
+    pub fn new(addresses: Vec<IpAddr>, ports: RangeInclusive<u16>, hash: &Toeplitz) -> Result<Self, BadPool> {
+        if ports.len() < LEAST_PORTS {
+            return Err(BadPool::TooFewPorts(ports.len()));
+        }
+        Self::of_any_size(addresses, ports, hash)
+    }
+
+    /// The same of a range that may leave buckets without any port; their clients find the pool exhausted.
+    ///
+    /// # Errors
+    ///
+    /// [`BadPool`] but for [`BadPool::TooFewPorts`].
+    pub fn of_any_size(addresses: Vec<IpAddr>, range: RangeInclusive<u16>, hash: &Toeplitz) -> Result<Self, BadPool> {
+        let first = *addresses.first().ok_or(BadPool::NoAddress)?;
         if addresses.len() > usize::from(u16::MAX) {
             return Err(BadPool::TooManyAddresses(addresses.len()));
         }
-        if let Some(&other) = addresses.iter().find(|address| address.is_ipv4() != first_address.is_ipv4()) {
-            return Err(BadPool::MixedFamilies(first_address, other));
+        if let Some(&other) = addresses.iter().find(|address| address.is_ipv4() != first.is_ipv4()) {
+            return Err(BadPool::MixedFamilies(first, other));
         }
-        if shards == 0 {
-            return Err(BadPool::NoShard);
-        }
-        if *ports.start() == 0 {
+        if *range.start() == 0 {
             return Err(BadPool::PortZero);
         }
-        if ports.len() < shards {
-            return Err(BadPool::TooFewPorts { ports: ports.len(), shards });
-        }
-        let ports_per_shard = ports.len() / shards;
-        let pairs = (ports_per_shard * addresses.len()) as u64;
-        Ok(Self { addresses, first: *ports.start(), shards, ports_per_shard, mask: pairs.next_power_of_two() - 1 })
-    }
-
-    /// The shard whose port this is, of a port in the range.
-    #[inline]
-    #[must_use]
-    pub fn shard_of(&self, port: u16) -> usize {
-        usize::from(port.wrapping_sub(self.first)) % self.shards
+        let dealt = Arc::new(Dealt::new(&addresses, range.clone(), hash));
+        Ok(Self { addresses, range, dealt })
     }
 
     /// Whether a port is one of the pool's.
     #[must_use]
     pub fn has(&self, port: u16) -> bool {
-        usize::from(port.wrapping_sub(self.first)) < self.ports_per_shard * self.shards
+        self.range.contains(&port)
     }
 
-    /// How many (address, port) pairs each shard has.
-    #[inline]
+    /// How many (address, port) pairs clients of a bucket have.
     #[must_use]
-    pub fn capacity_per_shard(&self) -> usize {
-        self.ports_per_shard * self.addresses.len()
+    pub fn capacity(&self, bucket: usize) -> usize {
+        (0..self.addresses.len()).map(|address| self.ports_of(address, bucket).len()).sum()
+    }
+
+    /// Attempts of [`PoolPorts::candidate`] that give all pairs of a bucket.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        u32::try_from(self.dealt.most * self.addresses.len()).unwrap_or(u32::MAX)
     }
 
     /// The address of an index from [`PoolPorts::candidate`].
@@ -130,44 +141,72 @@ impl PoolPorts {
         &self.addresses
     }
 
-    /// One of this shard's pairs: address index and port. Attempts 0, 1, 2, … give all of them, none twice, in an order that
-    /// `hash` decides, a keyed hash of the flow; from [`PoolPorts::capacity_per_shard`] on they begin again.
+    /// One of a bucket's pairs: address index and port. Attempts 0, 1, 2, … below [`PoolPorts::attempts`] give all of them, none twice, in an
+    /// order that `hash` decides, a keyed hash of the flow; a few give none, since not every bucket has the same number of ports.
     #[inline]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "index and port offset are below usize and u16 values they were made of"
-    )]
-    pub fn candidate(&self, hash: u64, attempt: u32, shard: usize) -> (usize, u16) {
-        let pairs = self.capacity_per_shard() as u64;
-        let mut index = u64::from(attempt);
-        if index >= pairs {
-            index %= pairs;
+    pub fn candidate(&self, hash: u64, attempt: u32, bucket: usize) -> Option<(usize, u16)> {
+        let pairs = u64::from(self.attempts());
+        if pairs == 0 {
+            return None;
         }
+        let mask = pairs.next_power_of_two() - 1;
         // A permutation of the next power of two, walked until it comes back below: fewer than two steps on average, and
         // it does come back, since the cycle leads through where it began.
+        let mut index = u64::from(attempt) % pairs;
         loop {
-            index = self.permute(index, hash);
+            index = permute(index, hash, mask);
             if index < pairs {
                 break;
             }
         }
-        let addresses = self.addresses.len() as u64;
-        let (address, nth) = ((index % addresses) as usize, (index / addresses) as usize);
-        let port = usize::from(self.first) + nth * self.shards + shard % self.shards;
-        (address, port as u16)
+        let index = usize::try_from(index).ok()?;
+        let (address, nth) = (index % self.addresses.len(), index / self.addresses.len());
+        Some((address, *self.ports_of(address, bucket).get(nth)?))
     }
 
-    /// A permutation of 0..=mask: every step is one.
+    /// The ports with which an address, by its index, is in a bucket.
     #[inline]
-    fn permute(&self, index: u64, hash: u64) -> u64 {
-        let half = (self.mask.count_ones() / 2).max(1);
-        let mut index = index.wrapping_add(hash) & self.mask;
-        index = index.wrapping_mul(ODD | hash >> 31) & self.mask;
-        index ^= index >> half;
-        index = index.wrapping_add(hash >> 32).wrapping_mul(ODD) & self.mask;
-        index ^ index >> half
+    fn ports_of(&self, address: usize, bucket: usize) -> &[u16] {
+        let Dealt { of_address, ports, starts, .. } = &*self.dealt;
+        let contribution = (usize::from(of_address[address]) ^ bucket) % BUCKETS;
+        &ports[starts[contribution] as usize..starts[contribution + 1] as usize]
     }
+}
+
+impl Dealt {
+    fn new(addresses: &[IpAddr], range: RangeInclusive<u16>, hash: &Toeplitz) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "a bucket is below 128")]
+        let of_address: Vec<u8> = addresses.iter().map(|address| hash.bucket(*address, 0) as u8).collect();
+        let contribution = |port| hash.bucket(addresses[0], port) ^ usize::from(of_address[0]);
+        let mut starts = [0; BUCKETS + 1];
+        for port in range.clone() {
+            starts[contribution(port) + 1] += 1;
+        }
+        let most = starts.iter().copied().max().unwrap_or(0) as usize;
+        for at in 0..BUCKETS {
+            starts[at + 1] += starts[at];
+        }
+        let mut next = starts;
+        let mut ports = vec![0; range.len()];
+        for port in range {
+            let place = &mut next[contribution(port)];
+            ports[*place as usize] = port;
+            *place += 1;
+        }
+        Self { of_address, ports, starts, most }
+    }
+}
+
+/// A permutation of 0..=mask: every step is one.
+#[inline]
+fn permute(index: u64, hash: u64, mask: u64) -> u64 {
+    let half = (mask.count_ones() / 2).max(1);
+    let mut index = index.wrapping_add(hash) & mask;
+    index = index.wrapping_mul(ODD | hash >> 31) & mask;
+    index ^= index >> half;
+    index = index.wrapping_add(hash >> 32).wrapping_mul(ODD) & mask;
+    index ^ index >> half
 }
 
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -175,41 +214,53 @@ const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::ToeplitzKey;
     use proptest::prelude::*;
     use std::collections::HashSet;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn addresses(count: usize) -> Vec<IpAddr> {
         (0..count).map(|n| Ipv4Addr::from(0x0a50_0001 + u32::try_from(n).unwrap()).into()).collect()
+    }
+
+    fn hash(seed: u64) -> Toeplitz {
+        Toeplitz::new(&ToeplitzKey::from_seed(seed))
     }
 
     #[test]
     fn what_is_no_pool_is_refused() {
         let six: IpAddr = "2001:db8::1".parse().unwrap();
         let four = addresses(1)[0];
-        assert_eq!(PoolPorts::new(vec![], 1..=9, 1), Err(BadPool::NoAddress));
-        assert_eq!(PoolPorts::new(vec![four, six], 1..=9, 1), Err(BadPool::MixedFamilies(four, six)));
-        assert_eq!(PoolPorts::new(vec![four], 1..=9, 10), Err(BadPool::TooFewPorts { ports: 9, shards: 10 }));
-        assert_eq!(PoolPorts::new(vec![four], 1..=9, 0), Err(BadPool::NoShard));
-        assert_eq!(PoolPorts::new(vec![four], 0..=9, 1), Err(BadPool::PortZero));
-        assert_eq!(PoolPorts::new(addresses(70_000), 1..=9, 1), Err(BadPool::TooManyAddresses(70_000)));
-        let whole = PoolPorts::new(addresses(65_535), 1..=65_535, 1).unwrap();
-        assert_eq!(whole.capacity_per_shard(), 65_535 * 65_535);
-        assert!(whole.candidate(u64::MAX, u32::MAX, 0).1 >= 1);
+        let new = |addresses, ports| PoolPorts::new(addresses, ports, &hash(1));
+        assert_eq!(new(vec![], 1..=9999), Err(BadPool::NoAddress));
+        assert_eq!(new(vec![four, six], 1..=9999), Err(BadPool::MixedFamilies(four, six)));
+        assert_eq!(new(vec![four], 1..=2046), Err(BadPool::TooFewPorts(2046)));
+        assert_eq!(new(vec![four], 0..=9999), Err(BadPool::PortZero));
+        assert_eq!(new(addresses(70_000), 1..=9999), Err(BadPool::TooManyAddresses(70_000)));
+        let whole = new(addresses(65_535), 1..=65_535).unwrap();
+        let capacity: usize = (0..BUCKETS).map(|bucket| whole.capacity(bucket)).sum();
+        assert_eq!(capacity, 65_535 * 65_535);
+        assert!(whole.candidate(u64::MAX, u32::MAX, 0).is_none_or(|(_, port)| port >= 1));
+    }
+
+    #[test]
+    fn the_least_range_has_ports_for_every_bucket() {
+        for (seed, first) in (0..20).flat_map(|seed| [1, 1024, 20_001, 63_489].map(|first| (seed, first))) {
+            let pool = PoolPorts::new(addresses(1), first..=first + 2046, &hash(seed)).unwrap();
+            assert!((0..BUCKETS).all(|bucket| pool.capacity(bucket) >= 8), "seed {seed}, from {first}");
+        }
     }
 
     #[test]
     fn first_candidates_are_spread() {
-        let pool = PoolPorts::new(addresses(3), 1024..=65_535, 4).unwrap();
-        let pairs = pool.capacity_per_shard();
+        let pool = PoolPorts::new(addresses(3), 1024..=65_535, &hash(3)).unwrap();
         let mut hits = [0u32; 48];
         let mut hash = 1u64;
         for _ in 0..48_000 {
             hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             let mixed = (hash ^ hash >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-            let (address, port) = pool.candidate(mixed ^ mixed >> 32, 0, 1);
-            let place = (usize::from(port - 1024) / 4 * 3 + address) * 48 / pairs;
-            hits[place] += 1;
+            let Some((address, port)) = pool.candidate(mixed ^ mixed >> 32, 0, 1) else { continue };
+            hits[usize::from(port - 1024) * 16 / 64_512 * 3 + address] += 1;
         }
         let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
         assert!(*least > 800 && *most < 1200, "of 1000 each: {least} to {most}");
@@ -217,24 +268,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn attempts_give_every_pair_once(
-            count in 1usize..6, first in 1u16..60_000, ports in 1u16..300, shards in 1usize..9, hash: u64,
+        fn attempts_give_every_pair_of_a_bucket_once(
+            count in 1usize..6, first in 1u16..60_000, ports in 1u16..3000, six: bool, flow: u64, seed in 0u64..8,
         ) {
-            prop_assume!(usize::from(ports) >= shards);
             let range = first..=first + (ports - 1);
-            let pool = PoolPorts::new(addresses(count), range.clone(), shards).unwrap();
-            let capacity = u32::try_from(pool.capacity_per_shard()).unwrap();
-            prop_assert_eq!(pool.capacity_per_shard(), usize::from(ports) / shards * count);
+            let mut all = addresses(count);
+            if six {
+                all = (1..=count).map(|n| Ipv6Addr::from(u128::try_from(n).unwrap()).into()).collect();
+            }
+            let hash = hash(seed);
+            let pool = PoolPorts::of_any_size(all, range.clone(), &hash).unwrap();
             let mut seen = HashSet::new();
-            for shard in 0..shards {
-                for attempt in 0..capacity {
-                    let (address, port) = pool.candidate(hash, attempt, shard);
-                    prop_assert!(range.contains(&port) && pool.address(address).is_some());
-                    prop_assert_eq!(pool.shard_of(port), shard);
+            for bucket in 0..BUCKETS {
+                let before = seen.len();
+                for attempt in 0..pool.attempts() {
+                    let Some((address, port)) = pool.candidate(flow, attempt, bucket) else { continue };
+                    prop_assert!(range.contains(&port) && pool.has(port));
+                    prop_assert_eq!(hash.bucket(pool.address(address).unwrap(), port), bucket);
                     prop_assert!(seen.insert((address, port)), "{address} {port} twice");
                 }
-                prop_assert_eq!(pool.candidate(hash, capacity, shard), pool.candidate(hash, 0, shard));
+                prop_assert_eq!(seen.len() - before, pool.capacity(bucket));
             }
+            prop_assert_eq!(seen.len(), usize::from(ports) * count);
         }
     }
 }

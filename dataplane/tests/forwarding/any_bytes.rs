@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 use weir_dataplane::farm::NoEndpoint;
+use weir_dataplane::flow::toeplitz::Toeplitz;
 use weir_dataplane::fragments::TIMEOUT_V6;
 use weir_dataplane::route_table::Mode;
 use weir_dataplane::translation::PoolPorts;
@@ -12,7 +13,7 @@ use weir_dataplane::wire::{Protocol, icmpv4, icmpv6};
 use weir_health_load::Directive;
 
 use crate::frames;
-use crate::lab::{DNS, Family, HTTP, Lab, MACS, RANGE, Setup};
+use crate::lab::{DNS, Family, HTTP, Lab, MACS, RANGE, Setup, key};
 
 /// A frame and where it arrives.
 #[derive(Debug, Clone)]
@@ -167,7 +168,7 @@ proptest! {
             handover_ring: ring, sender, twins, ..Setup::new(mode)
         };
         for pool in &mut setup.parts.pools {
-            *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=20_001, 2).unwrap();
+            *pool = PoolPorts::of_any_size(pool.addresses().to_vec(), 20_000..=20_127, &Toeplitz::new(&key())).unwrap();
         }
         setup.parts.endpoints[gone].directive = Directive::Inactive;
         if reset {

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::{FlowHash, Key};
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{FlowHash, Key, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{self, Fate, Forwarder};
 use weir_dataplane::packet::{Burst, HeapPacket, Packet};
 use weir_dataplane::parse::parse;
@@ -17,7 +18,7 @@ use weir_dataplane::wire::{Dissection, Protocol, icmpv4, icmpv6};
 use weir_sessions::{Binding, SessionKey};
 
 use crate::frames::{self, Seen};
-use crate::lab::{DNS, Family, GATEWAY, HTTP, Lab, MACS, RANGE, Setup, TIMEOUTS, data, fin, host_of, rst, syn};
+use crate::lab::{DNS, Family, GATEWAY, HTTP, Lab, MACS, RANGE, Setup, TIMEOUTS, data, fin, host_of, key, rst, syn};
 use crate::nat::{answer, back, connect};
 
 /// Runs a test with clients and hosts of each family: the clients', and the hosts'.
@@ -38,8 +39,10 @@ fn setup(family: Family, hosts: Family) -> Setup {
 fn with_ports(family: Family, hosts: Family, first: u16, last: u16) -> Lab {
     let mut setup = setup(family, hosts);
     for pool in &mut setup.parts.pools {
-        *pool = PoolPorts::new(pool.addresses()[..1].to_vec(), first..=last, 1).unwrap();
+        let hash = Toeplitz::new(&ToeplitzKey::one_bucket());
+        *pool = PoolPorts::of_any_size(pool.addresses()[..1].to_vec(), first..=last, &hash).unwrap();
     }
+    setup.key = ToeplitzKey::one_bucket();
     Lab::new(setup)
 }
 
@@ -98,13 +101,17 @@ fn both_ends_are_translated_in_both_directions() {
 
 #[test]
 fn replies_come_to_the_shard_that_their_port_says() {
+    let hash = Toeplitz::new(&key());
     families(|family, hosts| {
         // Clients come in by shard 0's queue, hosts by shard 1's: wrong for most flows.
         let mut lab = Lab::new(Setup { classifiers: 2, ..setup(family, hosts).sharded(4) });
         let mut shards = BTreeMap::new();
         for n in 0..40 {
             let there = lab.forward(syn(family, n, HTTP));
-            assert_eq!(usize::from(there.source.port() - 20_000) % 4, there.shard);
+            let client = family.client(n);
+            let bucket = hash.bucket(client.ip(), client.port());
+            assert_eq!(bucket, hash.bucket(there.source.ip(), there.source.port()), "whatever the number of shards");
+            assert_eq!(bucket % 4, there.shard);
             lab.arrive(1, 1, &answer(&there, Flags::SYN | Flags::ACK, b""));
             lab.run();
             lab.check();
@@ -253,8 +260,10 @@ fn many_connections_have_few_addresses() {
     let family = Family::V4;
     let mut setup = Setup { routes: 16_384, sessions: 16_384, ..Setup::new(Mode::FullNat) };
     for pool in &mut setup.parts.pools {
-        *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=20_499, 1).unwrap();
+        let hash = Toeplitz::new(&ToeplitzKey::one_bucket());
+        *pool = PoolPorts::of_any_size(pool.addresses().to_vec(), 20_000..=20_499, &hash).unwrap();
     }
+    setup.key = ToeplitzKey::one_bucket();
     let mut lab = Lab::new(setup);
     let mut pairs = HashSet::new();
     for n in 0..2_400 {
@@ -269,8 +278,13 @@ fn many_connections_have_few_addresses() {
 fn a_deleted_route_keeps_its_port_for_the_dead_time() {
     families(|family, hosts| {
         let farm = Farm::new(with_ports(family, hosts, 30_000, 30_000).parts);
-        let settings =
-            forwarder::Settings { shard: 0, shards: 1, routes_ipv4: 8, routes_ipv6: 8, hash: FlowHash::new(1) };
+        let settings = forwarder::Settings {
+            shard: 0,
+            owners: Owners::new(&ToeplitzKey::one_bucket(), 1),
+            routes_ipv4: 8,
+            routes_ipv6: 8,
+            hash: FlowHash::new(1),
+        };
         let mut forwarder = Forwarder::new(&settings).unwrap();
         let action = Action::Send { endpoint: crate::lab::endpoint(family, 0, 0), mode: Mode::FullNat, value: 0 };
         let install = |forwarder: &mut Forwarder, client, now| {
@@ -315,7 +329,13 @@ fn a_half_open_connection_leaves_its_port_dead() {
 /// A forwarder of one shard with so many routes.
 fn small_forwarder(routes: usize) -> Forwarder {
     let hash = FlowHash::new(1);
-    let settings = forwarder::Settings { shard: 0, shards: 1, routes_ipv4: routes, routes_ipv6: routes, hash };
+    let settings = forwarder::Settings {
+        shard: 0,
+        owners: Owners::new(&ToeplitzKey::one_bucket(), 1),
+        routes_ipv4: routes,
+        routes_ipv6: routes,
+        hash,
+    };
     Forwarder::new(&settings).unwrap()
 }
 

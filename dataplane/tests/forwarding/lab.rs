@@ -11,7 +11,8 @@ use weir_dataplane::core::{ClassifierSeat, Command, Core, Turn};
 use weir_dataplane::counters::DropReason;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::protocol::{TCP, UDP};
-use weir_dataplane::flow::{FlowHash, Key};
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{FlowHash, Key, Owners, ToeplitzKey};
 use weir_dataplane::forwarder::{self, Asking, Forwarder};
 use weir_dataplane::fragments::Limits;
 use weir_dataplane::packet::{Burst, HeapPacket, Packet, Queue};
@@ -155,7 +156,7 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
         parts.prefixes.push(Prefix { address: everything, length: 0, ways: vec![Way::Gateway(0, gateway)] });
         parts.prefixes.push(Prefix { address: hosts, length, ways: vec![Way::OnLink(1)] });
         if mode == Mode::FullNat {
-            parts.pools.push(PoolPorts::new(family.pool().to_vec(), 20_000..=60_000, 1).unwrap());
+            parts.pools.push(PoolPorts::new(family.pool().to_vec(), 20_000..=60_000, &Toeplitz::new(&key())).unwrap());
         }
         parts.neighbours.push(Neighbour { port: 0, address: gateway, mac: GATEWAY });
         parts.neighbours.extend((1..=3).map(|n| Neighbour {
@@ -167,6 +168,11 @@ pub(crate) fn parts(mode: Mode) -> FarmParts {
     parts
 }
 
+/// What chooses flows' buckets, where a test says nothing else.
+pub(crate) fn key() -> ToeplitzKey {
+    ToeplitzKey::from_seed(7)
+}
+
 /// The link-layer address of the clients' gateway.
 pub(crate) const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 254];
 
@@ -174,6 +180,8 @@ pub(crate) const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 254];
 pub(crate) struct Setup {
     pub(crate) parts: FarmParts,
     pub(crate) shards: usize,
+    /// Of the hash that says who owns a flow.
+    pub(crate) key: ToeplitzKey,
     pub(crate) classifiers: usize,
     pub(crate) routes: usize,
     pub(crate) sessions: usize,
@@ -202,13 +210,9 @@ impl Setup {
         self
     }
 
-    /// The same with several shards, to which the pools' ports are dealt.
+    /// The same with several shards.
     pub(crate) fn sharded(self, shards: usize) -> Self {
-        let mut parts = self.parts;
-        for pool in &mut parts.pools {
-            *pool = PoolPorts::new(pool.addresses().to_vec(), 20_000..=60_000, shards).unwrap();
-        }
-        Self { parts, shards, ..self }
+        Self { shards, ..self }
     }
 
     /// One shard, one classifier, and room enough.
@@ -216,6 +220,7 @@ impl Setup {
         Self {
             parts: parts(mode),
             shards: 1,
+            key: key(),
             classifiers: 1,
             routes: 512,
             sessions: 512,
@@ -248,6 +253,7 @@ impl Lab {
     pub(crate) fn new(setup: Setup) -> Self {
         let Setup { parts, shards, classifiers, sender, .. } = setup;
         let hash = FlowHash::new(7);
+        let owners = Owners::new(&setup.key, shards);
         let farm = Arc::new(Farm::new(parts.clone()));
         let (desk, memory) = (Arc::new(Desk::new(standings(&parts))), Arc::new(Memory::default()));
         let wire = Arc::new(Wire::new(shards, parts.ports.len()));
@@ -261,7 +267,8 @@ impl Lab {
             });
             let ours = ours.collect();
             let (routes_ipv4, routes_ipv6) = (setup.routes, setup.routes);
-            let settings = forwarder::Settings { shard: number, shards, routes_ipv4, routes_ipv6, hash: hash.clone() };
+            let (owners, hash) = (owners.clone(), hash.clone());
+            let settings = forwarder::Settings { shard: number, owners, routes_ipv4, routes_ipv6, hash };
             let forwarder = Forwarder::new(&settings).unwrap().with_asking(setup.asking);
             let ports = (0..parts.ports.len()).map(|port| {
                 let end = |twin| End { wire: Arc::clone(&wire), shard: number, port, twin };

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use weir_dataplane::farm::Farm;
-use weir_dataplane::flow::{FlowHash, Key, protocol};
+use weir_dataplane::flow::toeplitz::Toeplitz;
+use weir_dataplane::flow::{FlowHash, Key, Owners, protocol};
 use weir_dataplane::forwarder::{self, Forwarder};
 use weir_dataplane::plumbing::{Event, Plumb};
 use weir_dataplane::route_table::{Action, Mode, Route, State};
 use weir_dataplane::translation::{PoolPort, PoolPorts};
 
-use crate::lab::{Family, HTTP, parts};
+use crate::lab::{Family, HTTP, key, parts};
 
 const CONNECTIONS: u32 = 1 << 20;
 const HOSTS: u32 = 8;
@@ -20,7 +21,7 @@ const HOSTS: u32 = 8;
 fn a_million_connections_have_four_addresses() {
     let mut parts = parts(Mode::FullNat);
     let addresses: Vec<IpAddr> = (200..204).map(|n| Ipv4Addr::new(10, 1, 0, n).into()).collect();
-    parts.pools[0] = PoolPorts::new(addresses, 1024..=65_535, 1).unwrap();
+    parts.pools[0] = PoolPorts::new(addresses, 1024..=65_535, &Toeplitz::new(&key())).unwrap();
     // As many hosts as it takes: each has its own 258,048 pairs.
     let first = parts.endpoints[0].clone();
     parts.endpoints.clear();
@@ -31,7 +32,8 @@ fn a_million_connections_have_four_addresses() {
     let farm = Farm::new(parts);
     let routes = 2 * CONNECTIONS as usize;
     let hash = FlowHash::new(1);
-    let settings = forwarder::Settings { shard: 0, shards: 1, routes_ipv4: routes, routes_ipv6: 2, hash };
+    let settings =
+        forwarder::Settings { shard: 0, owners: Owners::new(&key(), 1), routes_ipv4: routes, routes_ipv6: 2, hash };
     let mut forwarder = Forwarder::new(&settings).unwrap();
 
     let flow = |n: u32| {

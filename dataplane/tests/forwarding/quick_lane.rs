@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 use weir_dataplane::farm::{Farm, Neighbour, Prefix, Way};
-use weir_dataplane::flow::{FlowHash, Key, protocol};
+use weir_dataplane::flow::{FlowHash, Key, Owners, protocol};
 use weir_dataplane::forwarder::{Asking, Fate, Forwarder, GENERAL, Settings};
 use weir_dataplane::packet::{Burst, HeapPacket, Packet};
 use weir_dataplane::parse::parse;
@@ -16,7 +16,7 @@ use weir_dataplane::tunneler::Tunnel;
 use weir_dataplane::wire::tcp::Flags;
 
 use crate::frames;
-use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, endpoint};
+use crate::lab::{DNS, Family, HTTP, Lab, MACS, Setup, endpoint, key};
 
 /// What a client sends.
 #[derive(Debug, Clone)]
@@ -111,7 +111,7 @@ proptest! {
         let farm = farm(mode, across);
         let hash = FlowHash::new(3);
         let mut forwarder =
-            Forwarder::new(&Settings { shard: 0, shards: 1, routes_ipv4: 8, routes_ipv6: 8, hash }).unwrap();
+            Forwarder::new(&Settings { shard: 0, owners: Owners::new(&key(), 1), routes_ipv4: 8, routes_ipv6: 8, hash }).unwrap();
         let frame = sent.frame();
         let parsed = parse(&frame, MACS[0]).unwrap();
         let endpoint = endpoint(sent.family, usize::from(sent.udp), host);
@@ -189,7 +189,7 @@ proptest! {
         let farm = farm_towards(client, how, mode, across);
         let hash = FlowHash::new(3);
         let mut forwarder =
-            Forwarder::new(&Settings { shard: 0, shards: 1, routes_ipv4: 8, routes_ipv6: 8, hash }).unwrap();
+            Forwarder::new(&Settings { shard: 0, owners: Owners::new(&key(), 1), routes_ipv4: 8, routes_ipv6: 8, hash }).unwrap();
         let protocol = if sent.udp { protocol::UDP } else { protocol::TCP };
         let vip = sent.family.vip(if sent.udp { DNS } else { HTTP });
         let key = Key::new(client, vip, protocol).unwrap();

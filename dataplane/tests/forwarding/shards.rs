@@ -89,6 +89,56 @@ fn a_flow_keeps_its_order_across_shards() {
 }
 
 #[test]
+fn a_port_whose_queues_are_the_owners_is_looked_up_first() {
+    everywhere(|mode, family| {
+        const CLIENTS: u16 = 16;
+        let mut lab = Lab::new(Setup::new(mode).sharded(2));
+        for n in 0..CLIENTS {
+            lab.arrive(0, 0, &syn(family, n, HTTP));
+        }
+        lab.run();
+        lab.wire.seen();
+        let owners = owners(&lab, family, CLIENTS);
+        assert_eq!(owners.iter().copied().collect::<std::collections::BTreeSet<_>>().len(), 2);
+        let mut sent = 0;
+        // As many packets of each flow as make a shard decide, and more; its order is checked over everything.
+        let mut seen = Vec::new();
+        let mut rounds = |lab: &mut Lab, queue: &dyn Fn(usize) -> usize| {
+            for _ in 0..1200 {
+                for n in 0..CLIENTS {
+                    let value: u32 = sent;
+                    lab.arrive(queue(owners[usize::from(n)]), 0, &data(family, n, HTTP, &value.to_be_bytes()));
+                }
+                sent += 1;
+            }
+            lab.run();
+            lab.check();
+            seen.extend(lab.wire.seen());
+        };
+        assert!(lab.shards.iter().all(|shard| shard.steers(0)), "nothing is known at first");
+        rounds(&mut lab, &|owner| owner);
+        assert!(lab.shards.iter().all(|shard| !shard.steers(0)));
+        // A NIC that does not do any more what it did: all of it comes by the other queue.
+        rounds(&mut lab, &|owner| 1 - owner);
+        assert!(lab.shards.iter().all(|shard| shard.steers(0)));
+        rounds(&mut lab, &|owner| owner);
+        assert!(lab.shards.iter().all(|shard| !shard.steers(0)));
+        assert_eq!((seen.len(), in_order(&seen)), (3600 * usize::from(CLIENTS), usize::from(CLIENTS)));
+        let shares: Vec<_> = lab
+            .shards
+            .iter_mut()
+            .map(|shard| {
+                shard.publish();
+                shard.published().share(0)
+            })
+            .collect();
+        let foreign: u64 = shares.iter().map(|share| share.foreign).sum();
+        assert!(foreign >= 1200 * u64::from(CLIENTS), "{shares:?}");
+        assert!(foreign <= lab.count("handed_over"), "{shares:?}");
+    });
+}
+
+#[test]
 fn who_has_no_queue_of_a_port_sends_by_another_shard() {
     everywhere(|mode, family| {
         // Shard 0 alone has the clients' port, shard 2 alone the hosts'.

@@ -356,11 +356,11 @@ pub(super) fn family_differs(address: IpAddr, what: &'static str, other: IpAddr)
     })
 }
 
-/// Reports pools with too few ports for the unit's shards.
+/// Reports pools with too few ports for several shards.
 pub(super) fn pool_ports(check: &mut Check, document: &raw::Document, network: &Network, shards: usize) {
     for (i, (pool, raw)) in network.pools.iter().zip(document.pools.iter().flatten()).enumerate() {
         let ports = pool.port_range.len();
-        if raw.port_range.is_some() && ports < shards {
+        if raw.port_range.is_some() && shards > 1 && ports < LEAST_PORTS {
             let place = Place::root().key("pools").at(i).key("port_range");
             check.error(&place, Mistake::FewPoolPorts { ports, shards });
         }
@@ -411,5 +411,7 @@ fn pools(check: &mut Check, network: &mut Network, raw: &[raw::Pool], here: &Pla
     }
 }
 
+/// Ports in a row of which every one of the dataplane's 128 buckets has some (`weir_dataplane::translation::LEAST_PORTS`).
+const LEAST_PORTS: usize = 2047;
 /// The data plane looks each packet's addresses up in a table of these; a few of them make millions of connections.
 const MAX_POOL: usize = 4096;
