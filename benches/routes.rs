@@ -75,7 +75,7 @@ fn measure(prefixes: &[Prefix], changes: u64) -> Result<(), Box<dyn std::error::
     follow(&mut knowledge, &mut mirror, &mut farm)?;
     let loaded = tsc();
 
-    let mut times = Histogram::<u64>::new(3)?;
+    let mut times = Histogram::<u64>::new_with_bounds(1, 1 << 40, 3)?;
     let mut draw = Draw(2);
     for n in 0..changes {
         let prefix = prefixes[draw.below(prefixes.len())];
@@ -84,7 +84,7 @@ fn measure(prefixes: &[Prefix], changes: u64) -> Result<(), Box<dyn std::error::
         follow(&mut knowledge, &mut mirror, &mut farm)?;
         times.saturating_record(tsc() - before);
     }
-    let mut neighbours = Histogram::<u64>::new(3)?;
+    let mut neighbours = Histogram::<u64>::new_with_bounds(1, 1 << 40, 3)?;
     for n in 0..changes {
         let before = tsc();
         mirror.apply(neighbour(n % GATEWAYS, u8::try_from(2 + n / GATEWAYS % 200)?));
