@@ -6,8 +6,10 @@ use std::sync::Arc;
 use weir_dataplane::farm::{Endpoint, Farm, FarmParts, Neighbour, NoEndpoint, Port, Prefix, Service, Vip, Way};
 use weir_dataplane::flow::toeplitz::Toeplitz;
 use weir_dataplane::flow::{Key, Key4, Key6, ToeplitzKey, protocol};
-use weir_dataplane::route_table::{IdleTimeouts, Mode};
-use weir_dataplane::translation::PoolPorts;
+use weir_dataplane::forwarder::Forwarder;
+use weir_dataplane::rewrite::return_key;
+use weir_dataplane::route_table::{Action, IdleTimeouts, Mode};
+use weir_dataplane::translation::{PoolPort, PoolPorts};
 use weir_dataplane::tunneler::Tunnel;
 use weir_dataplane::twin_class::TwinPeers;
 use weir_health_load::Directive;
@@ -18,6 +20,16 @@ use weir_identity::{ApplicationId, HostId, ServiceId};
 #[expect(clippy::cast_possible_truncation, reason = "a flow number taken apart")]
 pub(crate) fn client(flow: u64) -> (u32, u16) {
     (0x0a00_0000 | (flow >> 12) as u32, 1024 + (flow & 0xfff) as u16)
+}
+
+/// The same of clients in so many networks of their own, each behind one of a few gateways; of none as [`client`] says.
+#[expect(clippy::cast_possible_truncation, reason = "a flow number taken apart")]
+pub(crate) fn client_in(networks: u64, flow: u64) -> (u32, u16) {
+    if networks == 0 {
+        return client(flow);
+    }
+    let (network, within) = (flow % networks, flow / networks);
+    (FIRST_NETWORK + (network << 8) as u32 + 1 + (within % 250) as u32, 1024 + (within / 250 % 60_000) as u16)
 }
 
 /// A packet of no flow in particular.
@@ -164,6 +176,57 @@ impl Flows {
     }
 }
 
+/// What tells a host's answer from [`Frame::new`]'s bytes: its ends, and the IPv4 header's checksum that goes with them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Back {
+    ends: [u8; 12],
+    sum: [u8; 2],
+}
+
+impl Back {
+    /// Of a flow that has its routes; `networks` as for [`client_in`].
+    pub(crate) fn new(farm: &Farm, forwarder: &Forwarder, networks: u64, flow: u64) -> Option<Self> {
+        let key = key_in(networks, flow);
+        let Key::V4(narrow) = key else { return None };
+        let action = forwarder.routes4().entry(forwarder.routes4().find(&narrow)?).action();
+        let back = match (return_key(&key, action, farm), action) {
+            (Some((back, _)), _) => back,
+            (None, Action::Send { endpoint, value, .. }) => {
+                let PoolPort { address, port } = PoolPort::from_value(value);
+                let endpoint = farm.endpoint(endpoint)?;
+                let pool = farm.pools.get(endpoint.pool?)?.address(address as usize)?;
+                Key::new((endpoint.address, endpoint.port?).into(), (pool, port).into(), key.protocol())?
+            }
+            _ => return None,
+        };
+        Self::of(&back)
+    }
+
+    /// With the ends of any key of IPv4.
+    pub(crate) fn of(key: &Key) -> Option<Self> {
+        let Key::V4(key) = key else { return None };
+        let mut ends = [0; 12];
+        ends[..4].copy_from_slice(&key.source);
+        ends[4..8].copy_from_slice(&key.destination);
+        ends[8..].copy_from_slice(&key.ports);
+        let mut frame = Frame::new(false, 0);
+        frame.bytes[26..38].copy_from_slice(&ends);
+        frame.sum(0);
+        Some(Self { ends, sum: [frame.bytes[24], frame.bytes[25]] })
+    }
+
+    /// Writes its headers over those of a packet that has been forwarded; `frame` is what they are beside that.
+    #[inline(always)]
+    pub(crate) fn write(&self, frame: &Frame, packet: &mut [u8]) {
+        let (Some(packet), Some(template)) = (packet.first_chunk_mut::<38>(), frame.bytes.first_chunk::<38>()) else {
+            return;
+        };
+        *packet = *template;
+        packet[24..26].copy_from_slice(&self.sum);
+        packet[26..].copy_from_slice(&self.ends);
+    }
+}
+
 /// A farm of one service in each family.
 pub(crate) fn farm(mode: Mode, timeouts: IdleTimeouts) -> Result<Farm, Box<dyn std::error::Error>> {
     farm_of(mode, timeouts, ENDPOINTS, false)
@@ -175,6 +238,25 @@ pub(crate) fn farm_of(
     timeouts: IdleTimeouts,
     endpoints: u64,
     shared: bool,
+) -> Result<Farm, Box<dyn std::error::Error>> {
+    farm_with(mode, timeouts, endpoints, shared, 0)
+}
+
+/// One with routes to so many networks of clients, as [`client_in`] has them; all else is behind one gateway.
+pub(crate) fn farm_towards(
+    mode: Mode,
+    timeouts: IdleTimeouts,
+    networks: u64,
+) -> Result<Farm, Box<dyn std::error::Error>> {
+    farm_with(mode, timeouts, ENDPOINTS, false, networks)
+}
+
+fn farm_with(
+    mode: Mode,
+    timeouts: IdleTimeouts,
+    endpoints: u64,
+    shared: bool,
+    networks: u64,
 ) -> Result<Farm, Box<dyn std::error::Error>> {
     let service = |id, vip| Service {
         id: ServiceId(id),
@@ -204,6 +286,7 @@ pub(crate) fn farm_of(
         local: None,
         hop: None,
     };
+    let gateway = |n: u64| IpAddr::from(Ipv4Addr::from(0x0afe_fe01 + u32::try_from(n).unwrap_or(0)));
     // Four addresses have room for millions of connections to 64 endpoints.
     let pool = || {
         PoolPorts::new(
@@ -224,16 +307,35 @@ pub(crate) fn farm_of(
         ports: vec![Port { mac: MAC, mtu: 1500, vlan: None }],
         timeouts,
         twin_peers: Arc::new(TwinPeers::default().with(PEER.into(), 32)),
-        prefixes: vec![Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] }],
+        prefixes: [
+            Prefix { address: Ipv4Addr::new(10, 254, 0, 0).into(), length: 16, ways: vec![Way::OnLink(0)] },
+            Prefix { address: Ipv4Addr::UNSPECIFIED.into(), length: 0, ways: vec![Way::Gateway(0, gateway(0))] },
+        ]
+        .into_iter()
+        .chain((0..networks).map(|network| {
+            let address = Ipv4Addr::from(FIRST_NETWORK + u32::try_from(network << 8).unwrap_or(0)).into();
+            Prefix { address, length: 24, ways: vec![Way::Gateway(0, gateway(network % GATEWAYS))] }
+        }))
+        .collect(),
         neighbours: (0..endpoints)
-            .map(|n| Neighbour { port: 0, address: host(n).into(), mac: [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)] })
+            .map(|n| (host(n).into(), [2, 0, 0, 1, 0, u8::try_from(n).unwrap_or(0)]))
+            .chain((0..GATEWAYS).map(|n| (gateway(n), [2, 0, 0, 2, 0, u8::try_from(n).unwrap_or(0)])))
+            .map(|(address, mac)| Neighbour { port: 0, address, mac })
             .collect(),
     }))
 }
 
 /// The route that a flow's packets of one kind need.
 pub(crate) fn key(six: bool, flow: u64) -> Key {
-    let (address, port) = client(flow);
+    key_of(six, client(flow))
+}
+
+/// The same over IPv4 of clients in so many networks.
+pub(crate) fn key_in(networks: u64, flow: u64) -> Key {
+    key_of(false, client_in(networks, flow))
+}
+
+fn key_of(six: bool, (address, port): (u32, u16)) -> Key {
     let [high, low] = port.to_be_bytes();
     let ports = [high, low, 0, 80];
     if six {
@@ -253,5 +355,8 @@ const PEER: Ipv4Addr = Ipv4Addr::new(10, 254, 255, 254);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
 const CLIENT6: [u8; 16] = [0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// 16.0.0.0, the first of the clients' networks.
+const FIRST_NETWORK: u32 = 0x1000_0000;
+const GATEWAYS: u64 = 8;
 /// Hosts.
 pub(crate) const ENDPOINTS: u64 = 64;

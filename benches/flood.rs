@@ -369,7 +369,6 @@ impl Line {
 }
 
 /// The port, or the twin of it.
-#[expect(clippy::large_enum_variant, reason = "there are two of them")]
 enum End {
     Line(Line),
     /// Counts what of the router's the kernel takes.

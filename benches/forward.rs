@@ -16,8 +16,8 @@ mod farm;
 #[allow(dead_code, reason = "the other benches use other parts")]
 mod ports;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Parser;
@@ -31,14 +31,15 @@ use weir_dataplane::route_table::{Action, IdleTimeouts, Mode, Route, State};
 use weir_dataplane::shard::{self, Shard, ShardLink, ShardPort, Twin};
 use weir_identity::{EndpointId, Moment};
 
-use crate::farm::{ENDPOINTS, Flows, Frame};
+use crate::farm::{Back, ENDPOINTS, Flows, Frame};
 
 #[derive(Debug, Parser)]
 struct Options {
     /// Flows of each case.
     #[arg(long, value_delimiter = ',', default_value = "1,65536,1048576")]
     flows: Vec<u64>,
-    /// Cases: dsr, nat, dsr6, full-nat, ipip, gue, mixed, kinds; harness, and harness- with any of these.
+    /// Cases: dsr, nat, dsr6, full-nat, ipip, gue, mixed, kinds, nat-back, nat-back-50k, full-nat-back, full-nat-back-50k; harness, and
+    /// harness- with any of these.
     #[arg(long, value_delimiter = ',', default_value = "harness,dsr")]
     cases: Vec<String>,
     /// How long each measurement takes, in milliseconds of CPU time.
@@ -67,14 +68,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let ring = format!("net_ring{number}");
             let queue = ports::ring(eal, pool, &ring)?;
             let generator = Generator::new(case, flows);
+            if alone && case.back {
+                let back = |flow| Back::of(&farm::key_in(case.networks, flow).reversed());
+                let _ = generator.backs.set(generator.all_backs(flows, back).ok_or("not of IPv4")?);
+            }
             let feeder = Feeder { queue, generator, fill: Arc::default(), in_flight: 0, spare: Burst::new() };
             let bytes = case.packet_bytes(&feeder.generator);
             let mut rates =
                 if alone { harness(case, feeder, &options) } else { forward(name, case, feeder, flows, &options)? };
             rates.sort_by(f64::total_cmp);
+            let way = if case.back { "back" } else { "in" };
             let (median, best) = (rates[rates.len() / 2], rates[rates.len() - 1]);
             println!(
-                "{{\"name\":\"weir {name}\",\"flows\":{flows},\"packet_bytes\":{bytes},\"mode\":\"{name}\",\
+                "{{\"name\":\"weir {name}\",\"flows\":{flows},\"packet_bytes\":{bytes},\"mode\":\"{name}\",\"way\":\"{way}\",\
                  \"mpps_per_core\":{median:.2},\"best\":{best:.2},\"ns_per_packet\":{:.2}}}",
                 1000.0 / median
             );
@@ -93,6 +99,10 @@ struct Case {
     lengths: &'static [usize],
     /// Whether one of twenty packets is of another kind.
     kinds: bool,
+    /// Whether the packets are the hosts' answers.
+    back: bool,
+    /// Networks of clients that have a route each.
+    networks: u64,
 }
 
 impl Case {
@@ -100,6 +110,8 @@ impl Case {
     fn of(name: &str) -> Result<(Self, bool), String> {
         let alone = name.strip_prefix("harness");
         let name = alone.map_or(name, |rest| rest.strip_prefix('-').unwrap_or("dsr"));
+        let (name, networks) = name.strip_suffix("-50k").map_or((name, 0), |name| (name, 50_000));
+        let (name, back) = name.strip_suffix("-back").map_or((name, false), |name| (name, true));
         let (mode, families, lengths) = match name {
             "kinds" => (Mode::Dsr, V4, PLAIN),
             "dsr" => (Mode::Dsr, V4, PLAIN),
@@ -111,7 +123,10 @@ impl Case {
             "mixed" => (Mode::Dsr, BOTH, IMIX),
             _ => return Err(format!("no case is called {name}")),
         };
-        Ok((Self { mode, families, lengths, kinds: name == "kinds" }, alone.is_some()))
+        if back && !matches!(mode, Mode::Nat | Mode::FullNat) {
+            return Err(format!("no hosts' answers come by in {name}"));
+        }
+        Ok((Self { mode, families, lengths, kinds: name == "kinds", back, networks }, alone.is_some()))
     }
 
     /// So many of the flows are of each family.
@@ -171,26 +186,21 @@ fn forward(
         hash: FlowHash::new(0x5745_4952),
     })?;
     let fill = Arc::clone(&feeder.fill);
+    let generator = feeder.generator.clone();
     let wanted = (0..case.flows_of_family(flows)).flat_map(|flow| case.families.iter().map(move |six| (*six, flow)));
     let mut wanted = wanted.peekable();
     let (link, mut classifier) = shard::link(1024, 1024);
     let neighbours = shard::neighbourhoods(1, 16).pop().ok_or("no shard")?;
     let ports = vec![ShardPort::new(Ok(feeder), Twin::Itself)];
-    let mut shard = Shard::new(
-        0,
-        Arc::new(farm::farm(mode, IdleTimeouts::default())?),
-        forwarder,
-        ports,
-        neighbours,
-        vec![link],
-        BURST,
-    );
+    let farm = Arc::new(farm::farm_towards(mode, IdleTimeouts::default(), case.networks)?);
+    let mut shard = Shard::new(0, Arc::clone(&farm), forwarder, ports, neighbours, vec![link], BURST);
     let now = Moment(1);
     while wanted.peek().is_some() {
         while let Some(&(six, flow)) = wanted.peek() {
             let endpoint = EndpointId(u32::try_from(flow % ENDPOINTS)?);
             let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state: State::Established };
-            if classifier.plumbs.push(Plumb::Replace(farm::key(six, flow), route)).is_err() {
+            let key = if six { farm::key(six, flow) } else { farm::key_in(case.networks, flow) };
+            if classifier.plumbs.push(Plumb::Replace(key, route)).is_err() {
                 break;
             }
             wanted.next();
@@ -201,6 +211,10 @@ fn forward(
     }
     for _ in 0..100 {
         shard.turn(now);
+    }
+    if case.back {
+        let back = |flow| Back::new(&farm, shard.forwarder(), case.networks, flow);
+        let _ = generator.backs.set(generator.all_backs(flows, back).ok_or("a flow has no route")?);
     }
     fill.store(true, Ordering::Relaxed);
     for _ in 0..1000 {
@@ -311,7 +325,12 @@ impl Queue for Feeder {
         // Now and not at reception: a processor that reads what it has just written in other pieces waits for it, and no port
         // makes it do that.
         let generator = &mut self.generator;
-        if let [frame] = &generator.frames[..] {
+        if let Some(backs) = generator.backs.get() {
+            for packet in burst.iter_mut() {
+                backs[generator.at].write(&generator.frames[0], packet.data_mut());
+                generator.at = if generator.at + 1 == backs.len() { 0 } else { generator.at + 1 };
+            }
+        } else if let [frame] = &generator.frames[..] {
             for packet in burst.iter_mut() {
                 if generator.overhead > 0 {
                     packet.trim_front(generator.overhead);
@@ -348,6 +367,9 @@ struct Generator {
     /// Whether some packets do not come back.
     lossy: bool,
     flows: Flows,
+    /// Answers in the order in which they come, once there are any.
+    backs: Arc<OnceLock<Vec<Back>>>,
+    at: usize,
 }
 
 impl Generator {
@@ -367,7 +389,15 @@ impl Generator {
             overhead: case.overhead(),
             lossy: case.kinds,
             flows: Flows::new(case.flows_of_family(flows)),
+            backs: Arc::default(),
+            at: 0,
         }
+    }
+
+    /// As many answers as there are flows, in random order.
+    fn all_backs(&self, flows: u64, back: impl Fn(u64) -> Option<Back>) -> Option<Vec<Back>> {
+        let mut order = self.flows.clone();
+        (0..flows.max(1024)).map(|_| back(order.next())).collect()
     }
 
     /// Makes a packet as long as the next one is to be, and writes that.

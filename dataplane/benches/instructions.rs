@@ -25,6 +25,10 @@ use crate::routed::{Arrivals, FLOWS, LATER, Routed, Waiting, shard};
 #[bench::dsr6(args = (Routed::new(Mode::Dsr, true)), config = most(206_000))]
 #[bench::nat(args = (Routed::new(Mode::Nat, false)), config = most(324_000))]
 #[bench::full_nat(args = (Routed::new(Mode::FullNat, false)), config = most(350_000))]
+#[bench::nat_back(args = (Routed::back(Mode::Nat, 0)), config = most(450_000))]
+#[bench::nat_back_many_networks(args = (Routed::back(Mode::Nat, 2000)), config = most(450_000))]
+#[bench::full_nat_back(args = (Routed::back(Mode::FullNat, 0)), config = most(450_000))]
+#[bench::full_nat_back_many_networks(args = (Routed::back(Mode::FullNat, 2000)), config = most(450_000))]
 #[bench::ipip(args = (Routed::new(Mode::Ipip, false)), config = most(295_000))]
 #[bench::gue(args = (Routed::new(Mode::Gue, false)), config = most(312_000))]
 fn quick_lane(mut routed: Routed) -> Routed {

@@ -51,6 +51,20 @@ fn packets(criterion: &mut Criterion) {
             );
         });
     }
+    for mode in [Mode::Nat, Mode::FullNat] {
+        let mut routed = Routed::back(mode, 50_000);
+        let answers = routed.bursts.clone();
+        group.bench_function(BenchmarkId::new("quick lane", format!("{mode:?}, IPv4, the way back")), |bencher| {
+            bencher.iter_batched(
+                || answers.clone(),
+                |packets| {
+                    routed.bursts = packets;
+                    assert_eq!(routed.quick(), FLOWS);
+                },
+                BatchSize::LargeInput,
+            );
+        });
+    }
     group.finish();
 }
 

@@ -1,21 +1,21 @@
-//! What every shard and classifier reads: VIPs, services, endpoints, neighbours and routes, as one immutable value.
+//! What every shard and classifier reads: VIPs, services and endpoints, as one immutable value.
 //!
-//! The control plane builds a new [`Farm`] when anything changed and replaces the old one as a whole; a core looks for a new one
-//! between two turns. Indices into it ([`EndpointId`], VIPs, ports) keep their meaning while the unit runs, since routes hold them.
+//! The control plane builds a new [`Farm`] when anything of that changed and replaces the old one as a whole; a core looks for a new one
+//! between two turns. Routes and neighbours are in the [`Fib`] that all farms of a unit share; an endpoint has its next hop from there. Indices into it ([`EndpointId`], VIPs, ports) keep their meaning while the unit runs, since routes hold them.
 
 mod association;
 mod places;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use ip_network_table_deps_treebitmap::IpLookupTable;
 use weir_health_load::{Directive, stable_name};
 use weir_identity::{ApplicationId, EndpointId, HostId, ServiceId};
 
 pub use self::association::Association;
+use crate::fib::{Fib, FibWriter, Sizes};
 use crate::flow::{FlowHash, Key, Key4, Key6};
 use crate::forwarder::Side;
 use crate::route_table::{IdleTimeouts, Mode};
@@ -24,7 +24,6 @@ use crate::tunneler::{OuterFrame, Tunnel};
 use crate::twin_class::TwinPeers;
 
 /// What the control plane knows, as the dataplane needs it.
-#[derive(Default)]
 pub struct Farm {
     /// Grows with every new farm.
     pub generation: u64,
@@ -43,7 +42,8 @@ pub struct Farm {
     /// Whose routing and cluster protocols come first on the way to a kernel twin.
     pub twin_peers: Arc<TwinPeers>,
     addresses: Addresses,
-    nat: bool,
+    half_nat: bool,
+    full_nat: bool,
     /// By service: the association that its flows belong to; empty if there is none at all.
     associations: Vec<Option<Association>>,
     places: places::Places,
@@ -59,9 +59,7 @@ pub struct Farm {
     /// Empty without tunnels.
     outer_frames: Vec<Option<OuterFrame>>,
     smallest_mtu: u16,
-    fib4: Option<IpLookupTable<Ipv4Addr, Vec<Way>>>,
-    fib6: Option<IpLookupTable<Ipv6Addr, Vec<Way>>>,
-    neighbours: HashMap<(PortId, IpAddr), Hop, foldhash::fast::FixedState>,
+    fib: Arc<Fib>,
 }
 
 /// A port by its place in the configuration.
@@ -192,7 +190,7 @@ pub struct QuickHop {
 pub const NO_POOL: u16 = u16::MAX;
 
 /// One way of a routing table's entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
     /// To the destination itself, on a port's link.
     OnLink(PortId),
@@ -241,9 +239,9 @@ pub struct FarmParts {
     pub timeouts: IdleTimeouts,
     /// See [`Farm::twin_peers`].
     pub twin_peers: Arc<TwinPeers>,
-    /// The routing table.
+    /// The routing table, of a farm that has a FIB of its own; of the same prefix the last counts.
     pub prefixes: Vec<Prefix>,
-    /// Resolved neighbours.
+    /// Resolved neighbours, of the same.
     pub neighbours: Vec<Neighbour>,
 }
 
@@ -257,21 +255,29 @@ pub enum NoHop {
 }
 
 impl Farm {
-    /// Puts the parts together.
+    /// Puts the parts together, with a FIB of the farm's own.
+    ///
+    /// # Panics
+    ///
+    /// If there is not enough address space for the FIB's tables, or the prefixes do not fit into them.
     #[must_use]
-    pub fn new(parts: FarmParts) -> Self {
-        let FarmParts {
-            generation,
-            mut vips,
-            services,
-            endpoints,
-            pools,
-            ports,
-            timeouts,
-            twin_peers,
-            prefixes,
-            neighbours,
-        } = parts;
+    pub fn new(mut parts: FarmParts) -> Self {
+        let (prefixes, neighbours) = (std::mem::take(&mut parts.prefixes), std::mem::take(&mut parts.neighbours));
+        let built = FibWriter::sized(Sizes::for_parts(&prefixes, &neighbours)).map(|mut writer| {
+            let full = writer.replace_neighbours(&neighbours).and_then(|_| writer.replace_routes(prefixes));
+            (Arc::clone(writer.fib()), full)
+        });
+        match built {
+            Ok((fib, Ok(()))) => Self::with_fib(parts, fib),
+            Ok((_, Err(full))) => panic!("{full}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Puts the parts together, with the unit's FIB; `prefixes` and `neighbours` do not count.
+    #[must_use]
+    pub fn with_fib(parts: FarmParts, fib: Arc<Fib>) -> Self {
+        let FarmParts { generation, mut vips, services, endpoints, pools, ports, timeouts, twin_peers, .. } = parts;
         for vip in &mut vips {
             vip.services.clear();
         }
@@ -280,7 +286,8 @@ impl Farm {
         }
         let pooled: usize = pools.iter().map(|pool| pool.addresses().len()).sum();
         let mut addresses = Addresses::with_room_for(vips.len() + endpoints.len() + pooled);
-        let nat = services.iter().any(|service| matches!(service.mode, Mode::Nat | Mode::FullNat));
+        let half_nat = services.iter().any(|service| service.mode == Mode::Nat);
+        let full_nat = services.iter().any(|service| service.mode == Mode::FullNat);
         for endpoint in &endpoints {
             if services[endpoint.service].mode == Mode::Nat {
                 addresses.insert(endpoint.address, ENDPOINT);
@@ -302,7 +309,8 @@ impl Farm {
             timeouts,
             twin_peers,
             addresses,
-            nat,
+            half_nat,
+            full_nat,
             places: places::Places::default(),
             local: Vec::new(),
             tunnels: HashMap::default(),
@@ -311,39 +319,11 @@ impl Farm {
             quick_limits: timeouts.quick(),
             outer_frames: Vec::new(),
             smallest_mtu: ports.iter().map(|port| port.mtu).min().unwrap_or(0),
-            fib4: None,
-            fib6: None,
-            neighbours: neighbours
-                .iter()
-                .filter_map(|neighbour| {
-                    let port = ports.get(usize::from(neighbour.port))?;
-                    let hop = Hop::new(neighbour.port, neighbour.mac, port.mac);
-                    Some(((neighbour.port, neighbour.address), hop))
-                })
-                .collect(),
+            fib,
             ports,
         };
-        for prefix in prefixes {
-            match prefix.address {
-                IpAddr::V4(address) => {
-                    let table = farm.fib4.get_or_insert_with(IpLookupTable::new);
-                    table.insert(address, u32::from(prefix.length), prefix.ways);
-                }
-                IpAddr::V6(address) => {
-                    let table = farm.fib6.get_or_insert_with(IpLookupTable::new);
-                    table.insert(address, u32::from(prefix.length), prefix.ways);
-                }
-            }
-        }
-        farm.endpoints = endpoints
-            .into_iter()
-            .map(|endpoint| {
-                // Nothing at all goes to an inactive one: its routes find no way there.
-                let usable = endpoint.directive != Directive::Inactive;
-                let hop = if usable { farm.hop_to(endpoint.address, endpoint.stable()).ok() } else { None };
-                Endpoint { hop, ..endpoint }
-            })
-            .collect();
+        farm.endpoints =
+            endpoints.into_iter().map(|endpoint| Endpoint { hop: farm.hop_of(&endpoint), ..endpoint }).collect();
         farm.local = farm.endpoints.iter().filter(|own| own.local.is_some()).map(|own| own.address).collect();
         farm.local.sort_unstable();
         farm.local.dedup();
@@ -483,7 +463,7 @@ impl Farm {
     #[inline]
     #[must_use]
     pub fn translates(&self) -> bool {
-        self.nat
+        self.half_nat || self.full_nat
     }
 
     /// The VIP that a packet is for.
@@ -520,11 +500,32 @@ impl Farm {
         self.addresses.find(address) >= FIRST_POOL
     }
 
+    /// Whether any service is in [`Mode::Nat`].
+    #[inline(always)]
+    pub(crate) fn has_half_nat(&self) -> bool {
+        self.half_nat
+    }
+
+    /// Whether any service is in [`Mode::FullNat`].
+    #[inline(always)]
+    pub(crate) fn has_full_nat(&self) -> bool {
+        self.full_nat
+    }
+
+    /// A VIP's address, if it is IPv4.
+    #[inline(always)]
+    pub(crate) fn vip_address4(&self, vip: u32) -> Option<[u8; 4]> {
+        match self.vips.get(vip as usize)?.address {
+            IpAddr::V4(address) => Some(address.octets()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
     /// Whether a packet may be an endpoint's answer that has to be translated back.
     #[inline]
     #[must_use]
     pub fn is_from_endpoint(&self, key: &Key) -> bool {
-        self.nat
+        self.translates()
             && match key {
                 Key::V4(key) => self.addresses.find4(key.source) == ENDPOINT,
                 Key::V6(key) => self.addresses.find6(key.source) == ENDPOINT,
@@ -548,7 +549,7 @@ impl Farm {
         match destination {
             FIRST_VIP.. => Some(Side::Client),
             FIRST_POOL.. => Some(Side::Host),
-            _ if self.nat && source() == ENDPOINT => Some(Side::Host),
+            _ if self.translates() && source() == ENDPOINT => Some(Side::Host),
             _ => None,
         }
     }
@@ -589,7 +590,7 @@ impl Farm {
     pub fn answers_for(&self, port: PortId, address: IpAddr) -> bool {
         match self.addresses.find(address) {
             FIRST_VIP.. => self.vips.iter().any(|vip| vip.address == address && vip.on_link.contains(&port)),
-            FIRST_POOL.. => self.ways_to(address).contains(&Way::OnLink(port)),
+            FIRST_POOL.. => self.fib.is_on_link(address, port),
             _ => false,
         }
     }
@@ -597,7 +598,7 @@ impl Farm {
     /// Whether the link-layer address of a neighbour on a port's link is known.
     #[must_use]
     pub fn resolves(&self, port: PortId, neighbour: IpAddr) -> bool {
-        self.neighbours.contains_key(&(port, neighbour))
+        self.fib.resolves(port, neighbour)
     }
 
     /// The next hop to `address` by longest prefix; `flow` chooses among several ways.
@@ -606,22 +607,28 @@ impl Farm {
     ///
     /// [`NoHop`] if there is no route or no link-layer address.
     pub fn hop_to(&self, address: IpAddr, flow: u64) -> Result<Hop, NoHop> {
-        let ways = self.ways_to(address);
-        let (port, neighbour) = match ways.get(crate::flow::place(flow, ways.len())) {
-            Some(Way::OnLink(port)) => (*port, address),
-            Some(Way::Gateway(port, gateway)) => (*port, *gateway),
-            None => return Err(NoHop::NoRoute),
-        };
-        self.neighbours.get(&(port, neighbour)).copied().ok_or(NoHop::Unresolved(port, neighbour))
+        let next = self.fib.hop(address, flow)?;
+        let port = self.ports.get(usize::from(next.port())).ok_or(NoHop::NoRoute)?;
+        Ok(Hop::new(next.port(), next.mac(), port.mac))
     }
 
-    /// The ways of the longest prefix that an address is in.
-    fn ways_to(&self, address: IpAddr) -> &[Way] {
-        let ways = match address {
-            IpAddr::V4(address) => self.fib4.as_ref().and_then(|fib| fib.longest_match(address)).map(|(.., ways)| ways),
-            IpAddr::V6(address) => self.fib6.as_ref().and_then(|fib| fib.longest_match(address)).map(|(.., ways)| ways),
-        };
-        ways.map_or(&[], Vec::as_slice)
+    /// Whether each endpoint's next hop still is the one that the FIB tells.
+    #[must_use]
+    pub fn has_its_hops(&self) -> bool {
+        self.endpoints.iter().all(|endpoint| endpoint.hop == self.hop_of(endpoint))
+    }
+
+    /// Nothing at all goes to an inactive endpoint: its routes find no way there.
+    fn hop_of(&self, endpoint: &Endpoint) -> Option<Hop> {
+        let usable = endpoint.directive != Directive::Inactive;
+        if usable { self.hop_to(endpoint.address, endpoint.stable()).ok() } else { None }
+    }
+
+    /// Routes and neighbours.
+    #[inline(always)]
+    #[must_use]
+    pub fn fib(&self) -> &Fib {
+        &self.fib
     }
 }
 
@@ -728,6 +735,8 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::flow::protocol;
 

@@ -6,7 +6,8 @@
 //! packet comes back *with its route*, so that installing and forwarding are one step. From then on the connection bypasses it.
 //!
 //! A shard is an owned value with a single writer: no lock and no atomic on its path. What all of them read — services,
-//! endpoints, neighbours — is one immutable [`farm::Farm`] that the control plane replaces as a whole.
+//! endpoints — is one immutable [`farm::Farm`] that the control plane replaces as a whole; routes and neighbours are in the
+//! [`fib::Fib`], which it changes in place.
 //!
 //! This crate knows no DPDK, no Tokio and no clock: buffers and queues are the small traits in [`packet`], time is an argument.
 //! Tests and `weir replay` run the same code over heap buffers.
@@ -17,6 +18,7 @@ pub mod classifier;
 pub mod core;
 pub mod counters;
 pub mod farm;
+pub mod fib;
 pub mod flow;
 pub mod forwarder;
 pub mod fragments;

@@ -130,7 +130,7 @@ impl UnitApi for Api {
         let shared = &self.shared;
         let (macs, kernel) = {
             let knowledge = shared.knowledge.lock();
-            (knowledge.macs.clone(), knowledge.kernel.clone())
+            (knowledge.macs.clone(), knowledge.routing.kernel().cloned())
         };
         // A driver over an interface does not notice when that goes; the kernel does.
         let link_up = |settings| match (crate::knowledge::interface(settings), &kernel) {
@@ -233,17 +233,15 @@ impl UnitApi for Api {
         let knowledge = self.shared.knowledge.lock();
         let recent = self.shared.recent.lock();
         let now = uptime();
-        let neighbours = knowledge.farm().neighbours;
         let of_host = |known: &Known, host| knowledge.settings(known).1.host == host;
         let hosts = self.shared.config.hosts.iter().map(|host| HostStatus {
             id: host.id,
             name: host.name.clone(),
             address: host.address,
-            mac: neighbours
-                .iter()
-                .rev()
-                .find(|neighbour| neighbour.address == host.address)
-                .map(|neighbour| weir_dataplane::wire::ethernet::MacAddress(neighbour.mac).to_string()),
+            mac: knowledge
+                .routing
+                .mac_of(host.address)
+                .map(|mac| weir_dataplane::wire::ethernet::MacAddress(mac).to_string()),
             agent: agents.get(&host.id).map(|(agent, _)| agent.clone()),
             services: knowledge
                 .known()

@@ -115,7 +115,7 @@ impl Shared {
     /// Makes a new farm and new standings of what is known now.
     fn publish(&self, knowledge: &mut Knowledge) {
         let generation = knowledge.next_generation();
-        self.farms.store(Farm::new(knowledge.farm()));
+        self.farms.store(knowledge.farm());
         self.publish_standings(knowledge, generation);
     }
 
@@ -187,8 +187,8 @@ impl Shared {
             return;
         }
         let mut knowledge = self.knowledge.lock();
-        for &(port, up) in changed {
-            knowledge.down[port] = !up;
+        if let Some(full) = knowledge.routing.set_links(changed).full {
+            warn!(%full, "the forwarding table is full");
         }
         self.publish(&mut knowledge);
     }
@@ -334,10 +334,10 @@ fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netl
     debug!(generation = snapshot.generation, neighbours = snapshot.neighbours.len(), "the kernel's tables changed");
     for index in 0..knowledge.config.ports.len() {
         let Some(interface) = knowledge.interface(index) else { continue };
-        let was = knowledge.kernel.as_ref().and_then(|before| link_is_up(before, interface));
+        let was = knowledge.routing.kernel().and_then(|before| link_is_up(before, interface));
         let is = link_is_up(&snapshot, interface);
         match is {
-            None if was.is_some() || knowledge.kernel.is_none() => {
+            None if was.is_some() || knowledge.routing.kernel().is_none() => {
                 warn!(interface, "the interface is gone; the unit has to be restarted once it is back");
             }
             Some(false) if was != is => warn!(interface, "the interface is down or has no carrier"),
@@ -345,13 +345,20 @@ fn take_snapshot(shared: &Shared, mirror: &KernelMirror, snapshot: Arc<weir_netl
             _ => {}
         }
     }
-    knowledge.kernel = Some(snapshot);
-    for (port, address) in knowledge.wanted_neighbours() {
-        if let Some(interface) = knowledge.interface(usize::from(port)) {
-            mirror.ask(interface, address);
+    let (followed, farm) = knowledge.follow(snapshot, &shared.farms.load_full());
+    if let Some(full) = followed.full {
+        warn!(%full, "the forwarding table is full");
+    }
+    if let Some(farm) = farm {
+        shared.farms.store(farm);
+    }
+    if followed.routes {
+        for (port, address) in knowledge.newly_wanted() {
+            if let Some(interface) = knowledge.interface(usize::from(port)) {
+                mirror.ask(interface, address);
+            }
         }
     }
-    shared.publish(&mut knowledge);
 }
 
 /// Neighbours that packets have waited for and that are not known from the YAML: clients and their routers.
@@ -366,7 +373,7 @@ impl Clients {
         while self.0.len() > CLIENTS || self.0.front().is_some_and(|(at, ..)| now.since(*at) >= CLIENT_KEPT) {
             let Some((_, port, address)) = self.0.pop_front() else { break };
             if let Some(interface) = knowledge.interface(usize::from(port))
-                && !knowledge.wanted_neighbours().contains(&(port, address))
+                && !knowledge.wants(port, address)
             {
                 mirror.forget(interface, address);
             }

@@ -1,23 +1,26 @@
 //! What a unit knows at this moment, from its YAML, its kernel, its probes and its operator; and the farm that is made of it.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use weir_config::{Config, Device, DirectiveState, Endpoint as ConfigEndpoint, Service as ConfigService};
-use weir_dataplane::farm::{Endpoint, FarmParts, Neighbour, NoEndpoint, Port, PortId, Prefix, Service, Vip, Way};
+use weir_cpu::MapError;
+use weir_dataplane::farm::{Endpoint, Farm, FarmParts, NoEndpoint, NoHop, Port, PortId, Service, Vip};
 use weir_dataplane::flow::toeplitz::Toeplitz;
 use weir_dataplane::flow::{ToeplitzKey, protocol};
 use weir_dataplane::route_table::{IdleTimeouts, Mode};
 use weir_dataplane::translation::PoolPorts;
 use weir_dataplane::tunneler::Tunnel;
 use weir_dataplane::twin_class::TwinPeers;
-use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take};
+use weir_health_load::{Directive, Health, Policy, Select, ServiceStanding, Standing, Take, stable_name};
 use weir_health_protocol::{Directives, Status};
 use weir_identity::{EndpointId, Moment};
 use weir_netlink::Snapshot;
 
+use crate::routing::{Followed, Routing};
 use crate::twin_peers;
 
 /// The unit's knowledge.
@@ -27,12 +30,12 @@ pub struct Knowledge {
     pub config: Arc<Config>,
     /// Each port's MAC address, in the configuration's order.
     pub macs: Vec<[u8; 6]>,
-    /// The kernel's neighbours and routes, where there is a kernel to ask.
-    pub kernel: Option<Arc<Snapshot>>,
-    /// Whose links are down, of the ports that the kernel cannot see itself.
-    pub down: Vec<bool>,
+    /// Routes and neighbours, also of the kernel, where there is one to ask.
+    pub routing: Routing,
     /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Known>,
+    /// Neighbours that the kernel has been asked for.
+    wanted: HashSet<(PortId, IpAddr)>,
     twin_peers: Arc<TwinPeers>,
     /// Each of one family.
     pools: Vec<PoolPorts>,
@@ -97,8 +100,11 @@ impl Known {
 
 impl Knowledge {
     /// What the YAML alone says. `key` is of the hash by which pools' ports are dealt.
-    #[must_use]
-    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>, key: &ToeplitzKey) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there is not enough address space for the FIB.
+    pub fn new(config: Arc<Config>, macs: Vec<[u8; 6]>, key: &ToeplitzKey) -> Result<Self, MapError> {
         let (pools, pool_of) = pools(&config, &Toeplitz::new(key));
         let endpoints = config
             .services
@@ -115,9 +121,10 @@ impl Knowledge {
                 })
             })
             .collect();
+        let routing = Routing::new(Arc::clone(&config))?;
         let twin_peers = Arc::new(twin_peers::of(&config));
-        let down = vec![false; config.ports.len()];
-        Self { config, macs, kernel: None, down, endpoints, twin_peers, pools, pool_of, generation: 0 }
+        let wanted = HashSet::new();
+        Ok(Self { config, macs, routing, endpoints, wanted, twin_peers, pools, pool_of, generation: 0 })
     }
 
     /// The configuration of an endpoint.
@@ -138,9 +145,14 @@ impl Knowledge {
         self.generation
     }
 
-    /// The farm as of now.
+    /// The farm as of now, with the unit's FIB.
     #[must_use]
-    pub fn farm(&self) -> FarmParts {
+    pub fn farm(&self) -> Farm {
+        Farm::with_fib(self.parts(), Arc::clone(self.routing.fib()))
+    }
+
+    /// What it is made of beside the FIB.
+    fn parts(&self) -> FarmParts {
         let config = &self.config;
         let mut vips: Vec<Vip> = Vec::new();
         for service in &config.services {
@@ -211,8 +223,8 @@ impl Knowledge {
                 .collect(),
             timeouts: timeouts(config),
             twin_peers: Arc::clone(&self.twin_peers),
-            prefixes: self.prefixes(),
-            neighbours: self.neighbours(),
+            prefixes: Vec::new(),
+            neighbours: Vec::new(),
         }
     }
 
@@ -248,11 +260,7 @@ impl Knowledge {
                         let settings = &service.endpoints[known.endpoint];
                         Standing {
                             endpoint: id,
-                            stable: weir_health_load::stable_name(
-                                settings.host,
-                                settings.address,
-                                settings.port.unwrap_or(0),
-                            ),
+                            stable: stable_name(settings.host, settings.address, settings.port.unwrap_or(0)),
                             // A changed weight would move clients to other hosts.
                             capacity: match service.select {
                                 weir_config::Select::Hash => settings.capacity,
@@ -275,29 +283,42 @@ impl Knowledge {
         interface(self.config.ports.get(port)?)
     }
 
-    /// Neighbours that have to be resolved before the first packet: endpoints and gateways on our links.
-    #[must_use]
-    pub fn wanted_neighbours(&self) -> Vec<(PortId, IpAddr)> {
-        let prefixes = self.prefixes();
-        let mut wanted: Vec<(PortId, IpAddr)> = prefixes
-            .iter()
-            .flat_map(|prefix| &prefix.ways)
-            .filter_map(|way| match way {
-                Way::Gateway(port, address) => Some((*port, *address)),
-                Way::OnLink(_) => None,
-            })
-            .collect();
-        for known in self.endpoints.iter().filter(|known| self.settings(known).1.local.is_none()) {
-            let address = self.settings(known).1.address;
-            let best = prefixes.iter().filter(|prefix| contains(prefix, address)).max_by_key(|prefix| prefix.length);
-            wanted.extend(best.into_iter().flat_map(|prefix| &prefix.ways).filter_map(|way| match way {
-                Way::OnLink(port) => Some((*port, address)),
-                Way::Gateway(..) => None,
-            }));
+    /// Follows the kernel's tables; `None` for the farm if the one there is says the same.
+    pub fn follow(&mut self, snapshot: Arc<Snapshot>, farm: &Farm) -> (Followed, Option<Farm>) {
+        let before = self.routing.kernel().map(|before| (before.links.clone(), before.addresses.clone()));
+        let followed = self.routing.follow(Arc::clone(&snapshot));
+        let links = before.as_ref() != Some(&(snapshot.links.clone(), snapshot.addresses.clone()));
+        // Shards go on with packets that wait for a neighbour when they see a new farm.
+        let new = links || followed.neighbours || followed.routes && !farm.has_its_hops();
+        if new {
+            self.next_generation();
         }
-        wanted.sort_unstable();
-        wanted.dedup();
+        (followed, new.then(|| self.farm()))
+    }
+
+    /// Neighbours that have to be resolved before the first packet, endpoints and gateways on our links: those that were not told before.
+    pub fn newly_wanted(&mut self) -> Vec<(PortId, IpAddr)> {
+        let mut wanted = self.routing.gateways();
+        let fib = self.routing.fib();
+        let remote =
+            self.endpoints.iter().map(|known| self.settings(known).1).filter(|settings| settings.local.is_none());
+        wanted.extend(remote.filter_map(|settings| {
+            let address = settings.address;
+            let flow = stable_name(settings.host, address, settings.port.unwrap_or(0));
+            match fib.hop(address, flow) {
+                Ok(next) => fib.is_on_link(address, next.port()).then_some((next.port(), address)),
+                Err(NoHop::Unresolved(port, neighbour)) => Some((port, neighbour)),
+                Err(NoHop::NoRoute) => None,
+            }
+        }));
+        wanted.retain(|neighbour| self.wanted.insert(*neighbour));
         wanted
+    }
+
+    /// Whether a neighbour is a gateway or endpoint.
+    #[must_use]
+    pub fn wants(&self, port: PortId, neighbour: IpAddr) -> bool {
+        self.wanted.contains(&(port, neighbour))
     }
 
     /// The tunnel to an endpoint, from the unit's own address nearest to it.
@@ -324,90 +345,15 @@ impl Knowledge {
     /// The ports' own addresses with their prefixes, from the YAML and from the kernel.
     fn own_prefixes(&self) -> impl Iterator<Item = (PortId, IpNet)> + '_ {
         let configured = self.ports().flat_map(|(id, port)| port.addresses.iter().map(move |net| (id, *net)));
-        let kernel = self.kernel.iter().flat_map(|kernel| &kernel.addresses).filter_map(|address| {
+        let kernel = self.routing.kernel().into_iter().flat_map(|kernel| &kernel.addresses).filter_map(|address| {
             let net = IpNet::new(address.address, address.prefix_len).ok()?;
-            Some((self.port_of(address.interface)?, net))
+            Some((self.routing.port_of(address.interface)?, net))
         });
         configured.chain(kernel)
     }
 
-    /// Whether a port's link is down: by its device, else by the kernel interface that stands for it.
-    fn is_down(&self, port: PortId) -> bool {
-        let Some(settings) = self.config.ports.get(usize::from(port)) else { return false };
-        let by_device = |port: PortId| self.down.get(usize::from(port)).copied().unwrap_or(false);
-        let by_kernel = || {
-            let (name, kernel) = (interface(settings)?, self.kernel.as_ref()?);
-            kernel.links.iter().find(|link| link.name == name).map(|link| !link.up)
-        };
-        by_device(vlan(settings).map_or(port, |(parent, _)| parent)) || by_kernel().unwrap_or(false)
-    }
-
-    /// Of ways that cost the same, those whose link is up. A prefix that only gateways behind dead links lead to gives way to a
-    /// shorter one; what is on a dead link itself must not go elsewhere, and has no neighbours there.
-    fn alive(&self, mut ways: Vec<Way>) -> Option<Vec<Way>> {
-        let on_link: Vec<Way> = ways.iter().copied().filter(|way| matches!(way, Way::OnLink(_))).collect();
-        ways.retain(|way| match way {
-            Way::OnLink(port) | Way::Gateway(port, _) => !self.is_down(*port),
-        });
-        [ways, on_link].into_iter().find(|ways| !ways.is_empty())
-    }
-
-    /// The routing table: the YAML's on-link prefixes and routes go before the kernel's of the same length.
-    fn prefixes(&self) -> Vec<Prefix> {
-        let mut prefixes: Vec<Prefix> = Vec::new();
-        let mut add = |address: IpAddr, length: u8, ways: Vec<Way>| {
-            let there = prefixes.iter().any(|prefix| prefix.address == address && prefix.length == length);
-            if !there && let Some(ways) = self.alive(ways) {
-                prefixes.push(Prefix { address, length, ways });
-            }
-        };
-        for route in &self.config.routes {
-            let way = Way::Gateway(port_id(route.port), route.via);
-            add(route.prefix.network(), route.prefix.prefix_len(), vec![way]);
-        }
-        for (id, port) in self.ports() {
-            for net in &port.addresses {
-                add(net.network(), net.prefix_len(), vec![Way::OnLink(id)]);
-            }
-        }
-        for neighbour in &self.config.neighbours {
-            let length = if neighbour.address.is_ipv4() { 32 } else { 128 };
-            add(neighbour.address, length, vec![Way::OnLink(port_id(neighbour.port))]);
-        }
-        for route in self.kernel.iter().flat_map(|kernel| &kernel.routes) {
-            let ways = route.gateways.iter().filter_map(|gateway| {
-                let port = self.port_of(gateway.interface)?;
-                let way = gateway.via.map_or(Way::OnLink(port), |via| Way::Gateway(port, via));
-                Some(std::iter::repeat_n(way, usize::from(gateway.weight).clamp(1, MAX_WEIGHT)))
-            });
-            add(route.prefix.address, route.prefix.len, ways.flatten().collect());
-        }
-        prefixes
-    }
-
-    fn neighbours(&self) -> Vec<Neighbour> {
-        let configured = self.config.neighbours.iter().map(|neighbour| Neighbour {
-            port: port_id(neighbour.port),
-            address: neighbour.address,
-            mac: neighbour.mac,
-        });
-        let kernel = self.kernel.iter().flat_map(|kernel| &kernel.neighbours).filter_map(|neighbour| {
-            let port = self.port_of(neighbour.interface)?;
-            Some(Neighbour { port, address: neighbour.address, mac: neighbour.mac })
-        });
-        // Later ones replace earlier ones in the farm: the YAML has the last word.
-        kernel.chain(configured).filter(|neighbour: &Neighbour| !self.is_down(neighbour.port)).collect()
-    }
-
     fn ports(&self) -> impl Iterator<Item = (PortId, &weir_config::Port)> {
         (0..).zip(&self.config.ports)
-    }
-
-    /// The port that a kernel interface stands for.
-    fn port_of(&self, interface_index: u32) -> Option<PortId> {
-        let kernel = self.kernel.as_ref()?;
-        let link = kernel.links.iter().find(|link| link.index == interface_index)?;
-        self.ports().find(|(_, port)| interface(port) == Some(&link.name)).map(|(id, _)| id)
     }
 }
 
@@ -477,16 +423,7 @@ fn timeouts(config: &Config) -> IdleTimeouts {
     ])
 }
 
-fn contains(prefix: &Prefix, address: IpAddr) -> bool {
-    IpNet::new(prefix.address, prefix.length).is_ok_and(|net| net.contains(&address))
-}
-
-fn port_id(port: usize) -> PortId {
+/// A port by its place in the YAML.
+pub(crate) fn port_id(port: usize) -> PortId {
     PortId::try_from(port).unwrap_or(PortId::MAX)
 }
-
-/// A way of weight n stands n times in its prefix, up to this.
-const MAX_WEIGHT: usize = 16;
-
-#[cfg(test)]
-mod tests;

@@ -48,7 +48,7 @@ where
         so_far.fetch_add(bytes, Ordering::Relaxed);
     };
     let populate = Populate::new(settings.hugepages, &done);
-    let mut by_cpu: BTreeMap<usize, (Vec<&mut Shard<Q>>, Vec<&mut ClassifierSeat<Q::Packet>>)> = BTreeMap::new();
+    let mut by_cpu: BTreeMap<usize, Residents<'_, Q>> = BTreeMap::new();
     for shard in shards {
         by_cpu.entry(settings.cpus[shard.number() % settings.cpus.len()]).or_default().0.push(shard);
     }
@@ -80,6 +80,9 @@ where
     info!("{} GiB of the tables' memory taken in {:.1} s", gib(so_far.into_inner()), started.elapsed().as_secs_f32());
     Ok(())
 }
+
+/// What will run on one CPU.
+type Residents<'a, Q> = (Vec<&'a mut Shard<Q>>, Vec<&'a mut ClassifierSeat<<Q as Queue>::Packet>>);
 
 /// What one CPU takes for what will run on it.
 fn on_cpu<Q: Queue>(

@@ -198,9 +198,9 @@ impl Bench {
         let macs = config.ports.iter().zip(macs.iter().copied()).map(below).collect();
         let seed = config.dataplane.seed.unwrap_or(REPLAY_SEED);
         let key = unit::bucket_key(&config, seed);
-        let mut knowledge = Knowledge::new(Arc::clone(&config), macs, &key);
+        let mut knowledge = Knowledge::new(Arc::clone(&config), macs, &key).map_err(unit::AssemblyError::Fib)?;
         let generation = knowledge.next_generation();
-        let farm = Arc::new(Farm::new(knowledge.farm()));
+        let farm = Arc::new(knowledge.farm());
         let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
         let wire = Wire::default();
         let assembly = Assembly {

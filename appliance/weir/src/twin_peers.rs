@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     fn peers(yaml: &str) -> TwinPeers {
-        let machine = weir_config::Machine { cpus: Some(vec![0]) };
+        let machine = weir_config::Machine { cpus: Some(vec![0]), ..weir_config::Machine::default() };
         of(&weir_config::check("peers.yaml", yaml, &machine).expect("a configuration"))
     }
 

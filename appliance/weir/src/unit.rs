@@ -57,6 +57,11 @@ pub enum AssemblyError {
     /// A thread that took tables' memory panicked; the log has the reason.
     #[error("taking the tables' memory ended by a panic")]
     PopulatePanicked,
+    /// There is no room for the FIB.
+    #[error(
+        "the table of routes and neighbours takes 900 MB of address space (not of memory): {0}; is it limited (ulimit -v)?"
+    )]
+    Fib(MapError),
 }
 
 /// A port as one shard has it: its queue (or the shard that sends for it), and its twin.
@@ -175,9 +180,9 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     let key = bucket_key(&config, seed);
     let buckets = Buckets { key: *key.bytes(), shards: Owners::new(&key, config.dataplane.shards).table() };
     let opened = ports::open(&config, Some(&buckets))?;
-    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key).map_err(AssemblyError::Fib)?;
     let generation = knowledge.next_generation();
-    let farm = Arc::new(Farm::new(knowledge.farm()));
+    let farm = Arc::new(knowledge.farm());
     let standings =
         Arc::new(ArcSwap::from_pointee(Standings::new(generation, knowledge.standings(), SharedHandler::default())));
     let assembly = Assembly {

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use imbl::OrdMap;
+
 /// The kernel's tables as far as they concern the mirrored interfaces.
 ///
 /// Everything is kept for all interfaces (an interface may be renamed into our set) and filtered by [`Mirror::snapshot`].
@@ -11,7 +13,16 @@ use std::net::IpAddr;
 pub struct Mirror {
     interfaces: BTreeSet<String>,
     tables: Tables,
+    /// What a snapshot shows of the tables, changed with each event: a snapshot shares it.
+    shown: Shown,
     generation: u64,
+}
+
+/// Large tables as a snapshot shows them. A copy shares what has not changed since.
+#[derive(Debug, Clone, Default)]
+struct Shown {
+    neighbours: OrdMap<(u32, IpAddr), Neighbour>,
+    routes: OrdMap<Prefix, Route>,
 }
 
 impl Mirror {
@@ -24,17 +35,32 @@ impl Mirror {
     /// Takes in one event.
     pub fn apply(&mut self, event: Event) -> Applied {
         let concerned = |tables: &Tables, index| mirrored(&self.interfaces, &tables.links, index);
-        match &event {
-            Event::Address { interface, .. }
-            | Event::AddressGone { interface, .. }
-            | Event::Neighbour { interface, .. }
-            | Event::NeighbourGone { interface, .. } => {
-                let concerned = concerned(&self.tables, *interface);
+        match event {
+            Event::Address { interface, .. } | Event::AddressGone { interface, .. } => {
+                let concerned = concerned(&self.tables, interface);
                 let applied = self.tables.apply(event);
                 Applied { changed: applied.changed && concerned, ..applied }
             }
-            Event::Link { .. } | Event::LinkGone { .. } | Event::Route { .. } | Event::RouteGone { .. } => {
-                self.tables.apply(event)
+            Event::Neighbour { interface, address, .. } | Event::NeighbourGone { interface, address } => {
+                let concerned = concerned(&self.tables, interface);
+                let applied = self.tables.apply(event);
+                self.show_neighbour(interface, address);
+                Applied { changed: applied.changed && concerned, ..applied }
+            }
+            Event::Route { key, .. } | Event::RouteGone { key, .. } => {
+                let applied = self.tables.apply(event);
+                if applied.changed {
+                    self.show_route(key.prefix);
+                }
+                applied
+            }
+            Event::Link { .. } | Event::LinkGone { .. } => {
+                let applied = self.tables.apply(event);
+                if applied.changed {
+                    // It may be a mirrored one from now on, or none any more, and routes go by it or do not.
+                    self.show_all();
+                }
+                applied
             }
         }
     }
@@ -43,6 +69,9 @@ impl Mirror {
     pub fn replace(&mut self, tables: Tables) -> bool {
         let changed = self.tables != tables;
         self.tables = tables;
+        if changed {
+            self.show_all();
+        }
         changed
     }
 
@@ -50,6 +79,9 @@ impl Mirror {
     pub fn replace_routes(&mut self, tables: Tables) -> bool {
         let changed = self.tables.routes != tables.routes;
         self.tables.routes = tables.routes;
+        if changed {
+            self.show_all();
+        }
         changed
     }
 
@@ -66,11 +98,12 @@ impl Mirror {
         (found.1.up && self.interfaces.contains(interface)).then_some(*found.0)
     }
 
-    /// What the dataplane should know now; each call counts the generation up.
+    /// What the dataplane should know now; each call counts the generation up. Its cost does not grow with the number of routes.
     pub fn snapshot(&mut self) -> Snapshot {
         self.generation += 1;
-        let Tables { links, addresses, neighbours, .. } = &self.tables;
+        let Tables { links, addresses, .. } = &self.tables;
         let ours = |index: &u32| mirrored(&self.interfaces, links, *index);
+        let Shown { neighbours, routes } = self.shown.clone();
         Snapshot {
             generation: self.generation,
             links: links
@@ -84,30 +117,65 @@ impl Mirror {
                     up: link.up,
                 })
                 .collect(),
-            neighbours: neighbours
-                .iter()
-                .filter(|((index, _), _)| ours(index))
-                .filter_map(|(&(interface, address), known)| {
-                    Some(Neighbour { interface, address, mac: known.mac?, state: known.state })
-                })
-                .filter(|neighbour| neighbour.state.is_resolved())
-                .collect(),
-            routes: self.routes(),
+            neighbours,
+            routes,
             addresses: addresses.iter().filter(|address| ours(&address.interface)).copied().collect(),
         }
     }
 
-    /// The best usable route of each prefix, by prefix.
-    fn routes(&self) -> Vec<Route> {
-        let mut routes: Vec<Route> = Vec::new();
-        // The key's order is prefix, then metric: the first usable one of a prefix is the kernel's choice.
-        for (key, entries) in &self.tables.routes {
-            if key.tos != 0 || key.prefix.is_link_local() || routes.last().is_some_and(|r| r.prefix == key.prefix) {
-                continue;
-            }
-            routes.extend(entries.iter().find_map(|entry| self.route(key.prefix, entry)));
+    /// Shows everything as the tables have it. What is the same stays, so that it is shared with former snapshots.
+    fn show_all(&mut self) {
+        let gone: Vec<_> =
+            self.shown.neighbours.keys().filter(|key| !self.tables.neighbours.contains_key(key)).copied().collect();
+        let keys: Vec<_> = gone.into_iter().chain(self.tables.neighbours.keys().copied()).collect();
+        for (interface, address) in keys {
+            self.show_neighbour(interface, address);
         }
-        routes
+        let mut prefixes: Vec<Prefix> = self.tables.routes.keys().map(|key| key.prefix).collect();
+        prefixes.dedup();
+        let gone = self.shown.routes.keys().filter(|prefix| prefixes.binary_search(prefix).is_err());
+        let all: Vec<_> = gone.copied().chain(prefixes.iter().copied()).collect();
+        for prefix in all {
+            self.show_route(prefix);
+        }
+    }
+
+    /// Shows a neighbour if it is resolved, and on a mirrored link.
+    fn show_neighbour(&mut self, interface: u32, address: IpAddr) {
+        let key = (interface, address);
+        let known = self.tables.neighbours.get(&key).filter(|known| known.state.is_resolved());
+        let known = known.filter(|_| mirrored(&self.interfaces, &self.tables.links, interface));
+        let wanted =
+            known.and_then(|known| Some(Neighbour { interface, address, mac: known.mac?, state: known.state }));
+        match wanted {
+            Some(neighbour) if self.shown.neighbours.get(&key) != Some(&neighbour) => {
+                self.shown.neighbours.insert(key, neighbour);
+            }
+            Some(_) => {}
+            None => drop(self.shown.neighbours.remove(&key)),
+        }
+    }
+
+    /// Shows the best usable route of a prefix.
+    fn show_route(&mut self, prefix: Prefix) {
+        match self.best_route(prefix) {
+            Some(route) if self.shown.routes.get(&prefix) != Some(&route) => {
+                self.shown.routes.insert(prefix, route);
+            }
+            Some(_) => {}
+            None => drop(self.shown.routes.remove(&prefix)),
+        }
+    }
+
+    fn best_route(&self, prefix: Prefix) -> Option<Route> {
+        if prefix.is_link_local() {
+            return None;
+        }
+        // The key's order is prefix, then metric: the first usable one of a prefix is the kernel's choice.
+        let keys = RouteKey { prefix, metric: 0, tos: 0 }..=RouteKey { prefix, metric: u32::MAX, tos: u8::MAX };
+        let mut entries =
+            self.tables.routes.range(keys).filter(|(key, _)| key.tos == 0).flat_map(|(_, entries)| entries);
+        entries.find_map(|entry| self.route(prefix, entry))
     }
 
     fn route(&self, prefix: Prefix, entry: &RouteData) -> Option<Route> {
@@ -368,10 +436,10 @@ pub struct Snapshot {
     pub generation: u64,
     /// The mirrored links that exist, by index.
     pub links: Vec<Link>,
-    /// The resolved neighbours on them, by interface and address.
-    pub neighbours: Vec<Neighbour>,
-    /// The main table's best route for each prefix, by prefix. Link-local prefixes are not in it: they are on every link.
-    pub routes: Vec<Route>,
+    /// The resolved neighbours on them, by interface and address. What it differs in from that of another snapshot is found at once.
+    pub neighbours: OrdMap<(u32, IpAddr), Neighbour>,
+    /// The main table's best route for each prefix, by prefix; the same. Link-local prefixes are not in it: they are on every link.
+    pub routes: OrdMap<Prefix, Route>,
     /// The addresses on the mirrored links.
     pub addresses: Vec<Address>,
 }
@@ -386,14 +454,13 @@ impl Snapshot {
     /// The neighbour with this address on the interface with this index.
     #[must_use]
     pub fn neighbour(&self, interface: u32, address: IpAddr) -> Option<&Neighbour> {
-        let found = self.neighbours.binary_search_by_key(&(interface, address), |n| (n.interface, n.address));
-        found.ok().map(|position| &self.neighbours[position])
+        self.neighbours.get(&(interface, address))
     }
 
     /// The route of exactly this prefix.
     #[must_use]
     pub fn route(&self, prefix: Prefix) -> Option<&Route> {
-        self.routes.binary_search_by_key(&prefix, |route| route.prefix).ok().map(|position| &self.routes[position])
+        self.routes.get(&prefix)
     }
 }
 
@@ -578,7 +645,7 @@ mod tests {
         assert!(!mirror.apply(neighbour(2, "10.0.0.1", NeighbourState::Stale)).changed);
         assert!(!mirror.apply(neighbour(2, "10.0.0.2", NeighbourState::Incomplete)).changed);
         assert!(!mirror.apply(neighbour(3, "10.9.0.1", NeighbourState::Reachable)).changed);
-        let shown: Vec<_> = mirror.snapshot().neighbours.iter().map(|n| (n.address, n.state)).collect();
+        let shown: Vec<_> = mirror.snapshot().neighbours.values().map(|n| (n.address, n.state)).collect();
         assert_eq!(shown, [(ip("10.0.0.1"), NeighbourState::Stale)]);
         assert!(mirror.apply(neighbour(2, "10.0.0.1", NeighbourState::Failed)).changed);
         assert!(mirror.snapshot().neighbours.is_empty());
@@ -603,7 +670,7 @@ mod tests {
         let applied = mirror.apply(route(web, via("10.0.0.2", 2), Placed::Replace));
         assert_eq!(applied, Applied { changed: true, routes_stale: false });
         mirror.apply(Event::RouteGone { key: web, route: via("10.0.0.2", 2) });
-        assert_eq!(mirror.snapshot().routes, []);
+        assert!(mirror.snapshot().routes.is_empty());
     }
 
     #[test]
@@ -612,7 +679,7 @@ mod tests {
         mirror.apply(route(key("0.0.0.0/0", 0), via("10.0.0.254", 2), Placed::First));
         mirror.apply(route(key("172.16.0.0/16", 0), via("10.9.0.1", 3), Placed::First));
         mirror.apply(route(key("fe80::/64", 256), via("fe80::1", 3), Placed::First));
-        let routes = mirror.snapshot().routes;
+        let routes: Vec<_> = mirror.snapshot().routes.values().cloned().collect();
         assert_eq!(routes.len(), 2);
         assert_eq!((routes[1].kind, routes[1].gateways.len()), (RouteKind::Elsewhere, 0));
     }
@@ -625,11 +692,11 @@ mod tests {
         let mut both = via("10.0.0.1", 2);
         both.gateways.extend(via("10.1.0.1", 4).gateways);
         mirror.apply(route(key("0.0.0.0/0", 0), both, Placed::First));
-        assert_eq!(mirror.snapshot().routes[0].gateways.len(), 2);
+        assert_eq!(mirror.snapshot().route(prefix("0.0.0.0/0")).unwrap().gateways.len(), 2);
         assert_eq!(mirror.apply(link(2, "port0", false)), Applied { changed: true, routes_stale: true });
-        assert_eq!(mirror.snapshot().routes[0].gateways, via("10.1.0.1", 4).gateways);
+        assert_eq!(mirror.snapshot().route(prefix("0.0.0.0/0")).unwrap().gateways, via("10.1.0.1", 4).gateways);
         mirror.apply(link(4, "port1", false));
-        assert_eq!(mirror.snapshot().routes, []);
+        assert!(mirror.snapshot().routes.is_empty());
     }
 
     #[test]
@@ -681,7 +748,10 @@ mod tests {
                 if !applied.changed {
                     prop_assert_eq!(&Snapshot { generation: after.generation, ..before }, &after);
                 }
-                prop_assert!(after.routes.is_sorted_by(|a, b| a.prefix < b.prefix));
+                // What was changed event by event is what is found by looking at everything.
+                let mut anew = Mirror { interfaces: mirror.interfaces.clone(), ..Mirror::default() };
+                anew.replace(mirror.tables.clone());
+                prop_assert_eq!(Snapshot { generation: after.generation, ..anew.snapshot() }, after.clone());
                 before = after;
             }
         }

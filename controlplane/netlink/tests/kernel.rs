@@ -230,7 +230,7 @@ async fn routes_are_followed() {
 
     // The kernel announces none of these IPv4 routes' ends.
     ip("link set port0 down");
-    until(&mut snapshots, "no route", |s| s.routes.iter().all(|route| route.kind != RouteKind::Unicast)).await;
+    until(&mut snapshots, "no route", |s| s.routes.values().all(|route| route.kind != RouteKind::Unicast)).await;
     ip("link set port0 up");
     until(&mut snapshots, "the connected one again", |s| hops(s, "10.80.0.0/24") == ["link*1"]).await;
     assert!(hops(&snapshots.borrow(), "0.0.0.0/0").is_empty());
@@ -257,7 +257,7 @@ async fn lost_announcements_are_made_good_by_a_full_dump() {
     assert!(child.wait().unwrap().success());
 
     let complete = |s: &Snapshot| {
-        let added = s.routes.iter().filter(|route| route.prefix.len == 32).count();
+        let added = s.routes.values().filter(|route| route.prefix.len == 32).count();
         added == ROUTES - 1 && mac_of(s, "10.80.0.9").is_some()
     };
     until(&mut snapshots, "all of them", complete).await;

@@ -30,7 +30,11 @@ pub(crate) struct Routed {
 impl Routed {
     /// Routes of one mode, over IPv6 or IPv4, in tables that hold twice as many.
     pub(crate) fn new(mode: Mode, six: bool) -> Self {
-        let farm = farm::farm(mode, IdleTimeouts::default()).unwrap();
+        Self::towards(mode, six, 0)
+    }
+
+    fn towards(mode: Mode, six: bool, networks: u64) -> Self {
+        let farm = farm::farm_towards(mode, IdleTimeouts::default(), networks).unwrap();
         let settings = Settings {
             shard: 0,
             owners: Owners::new(&ToeplitzKey::from_seed(1), 1),
@@ -42,9 +46,24 @@ impl Routed {
         for flow in 0..FLOWS {
             let endpoint = EndpointId(u32::try_from(flow % farm::ENDPOINTS).unwrap());
             let route = Route { action: Action::Send { endpoint, mode, value: 0 }, state: State::Established };
-            routed.forwarder.plumb(&Plumb::Replace(farm::key(six, flow), route), &routed.farm, 1);
+            let key = if six { farm::key(six, flow) } else { farm::key_in(networks, flow) };
+            routed.forwarder.plumb(&Plumb::Replace(key, route), &routed.farm, 1);
             routed.forwarder.tell_notices(|_| true);
         }
+        routed
+    }
+
+    /// The same over IPv4 with the hosts' answers as packets, to clients in so many networks with a route each.
+    pub(crate) fn back(mode: Mode, networks: u64) -> Self {
+        let mut routed = Self::towards(mode, false, networks);
+        let template = farm::Frame::new(false, 0);
+        let packet = |flow| {
+            let mut bytes = template.bytes.clone();
+            farm::Back::new(&routed.farm, &routed.forwarder, networks, flow).unwrap().write(&template, &mut bytes);
+            HeapPacket::new(&bytes)
+        };
+        let packets: Vec<HeapPacket> = (0..FLOWS).map(packet).collect();
+        routed.bursts = packets.chunks(BURST).map(|burst| burst.iter().cloned().collect()).collect();
         routed
     }
 

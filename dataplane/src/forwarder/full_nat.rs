@@ -188,7 +188,7 @@ fn fits_v6(frame: &mut [u8], parsed: &Parsed, mode: Mode, mtu: u16) -> Result<()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a way back's value is a slot's number")]
-fn slot(value: u64) -> u32 {
+pub(super) fn slot(value: u64) -> u32 {
     value as u32
 }
 

@@ -5,6 +5,8 @@
 //! plain as that (another state, a flag that means something, no route) is left to the general way, so that there is one place for
 //! each rule. Instructions count here: each check is a branch of its own, which is always predicted.
 
+mod back;
+
 use weir_identity::EndpointId;
 
 use crate::farm::{Farm, PortId};
@@ -115,6 +117,9 @@ impl Forwarder {
             }
         }
         (lane.four, lane.six, lane.departures) = (four, six, [GENERAL; BURST]);
+        if farm.has_half_nat() {
+            back::ask_for_clients(lane, four, farm);
+        }
         if TOGETHER4 && four != Bits(0) {
             // Those that are not in the lane cost no more than to look whether they are.
             lane.lines.iter().for_each(|line| self.routes4.prefetch_line(*line));
@@ -219,6 +224,9 @@ impl Forwarder {
     ) -> Departures {
         if lane.four != Bits(0) || lane.six != Bits(0) {
             self.leave_by_lines(packets, lane, farm, now);
+        }
+        if farm.has_full_nat() {
+            self.leave_postponed(packets, lane, farm);
         }
         self.counters.hits += lane.departures.iter().map(|port| u64::from(*port != GENERAL)).sum::<u64>();
         lane.departures
@@ -328,8 +336,18 @@ fn try_translate<P: Packet>(
     let Action::Send { endpoint, mode, value } = entry.action() else {
         return None;
     };
-    if !v6 && let Some(port) = deliver_plain4(packet, endpoint, mode, value, farm) {
-        return Some(port);
+    match mode {
+        Mode::Nat | Mode::FullNat if !v6 => {
+            if let Some(port) = deliver_plain4(packet, endpoint, mode, value, farm) {
+                return Some(port);
+            }
+        }
+        Mode::NatReturn if !v6 => return back::nat(packet, endpoint, value, farm),
+        Mode::FullNatReturn if !v6 => {
+            translations.prefetch(full_nat::slot(value));
+            return Some(back::POSTPONED);
+        }
+        _ => {}
     }
     if matches!(mode, Mode::FullNat | Mode::FullNatReturn) {
         let parsed = parsed(packet.data(), v6)?;

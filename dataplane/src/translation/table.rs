@@ -70,6 +70,16 @@ impl TranslationTable {
         }
     }
 
+    /// Asks the processor for a slot.
+    #[inline]
+    pub fn prefetch(&self, slot: u32) {
+        if slot & IS_V6 == 0 {
+            weir_cpu::prefetch_at(&self.v4.places, slot as usize);
+        } else {
+            weir_cpu::prefetch_at(&self.v6.places, (slot & !IS_V6) as usize);
+        }
+    }
+
     /// Frees a slot and returns what was in it; `None` if it was free.
     #[inline]
     pub fn remove(&mut self, slot: u32) -> Option<Translation> {

@@ -23,9 +23,9 @@ ports: [{ name: net0, device: "net_ring0", addresses: [192.0.2.1/24] }]
 fn start() -> (Cores, Arc<AtomicBool>) {
     let config = Arc::new(weir_config::check("test", UNIT, &Machine::default()).unwrap());
     let key = ToeplitzKey::from_seed(1);
-    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key).unwrap();
     let generation = knowledge.next_generation();
-    let farm = Arc::new(Farm::new(knowledge.farm()));
+    let farm = Arc::new(knowledge.farm());
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
     let standings = Arc::new(ArcSwap::from_pointee(standings));
     let assembly = Assembly { config: &config, farm: Arc::clone(&farm), standings, seed: 1, key, burst: 32 };

@@ -20,7 +20,7 @@ fn assembled(dataplane: &str, more: &str) -> (Arc<Config>, Assembled<PortQueue>)
     let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key);
     let generation = knowledge.next_generation();
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
-    let farm = Arc::new(Farm::new(knowledge.farm()));
+    let farm = Arc::new(knowledge.farm());
     let assembly = Assembly {
         config: &config,
         farm,
