@@ -3,6 +3,7 @@
 mod atomic {
     pub(super) use loom::sync::atomic::{AtomicBool, Ordering, fence};
 }
+#[expect(clippy::duplicate_mod, reason = "the same file, made of what loom offers")]
 #[path = "sleep_flag.rs"]
 mod sleep_flag;
 

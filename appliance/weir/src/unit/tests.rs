@@ -17,7 +17,7 @@ fn assembled(dataplane: &str, more: &str) -> (Arc<Config>, Assembled<PortQueue>)
     let config =
         Arc::new(weir_config::check("test", &text, &Machine::default()).unwrap_or_else(|report| panic!("{report}")));
     let key = ToeplitzKey::from_seed(1);
-    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key);
+    let mut knowledge = Knowledge::new(Arc::clone(&config), vec![[2; 6]], &key).unwrap();
     let generation = knowledge.next_generation();
     let standings = Standings::new(generation, knowledge.standings(), SharedHandler::default());
     let farm = Arc::new(knowledge.farm());
