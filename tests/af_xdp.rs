@@ -301,7 +301,7 @@ http {
 }
 ";
 const LOCAL: &str = "
-unit: { id: 9, name: xdp-local }
+unit: { id: 9, name: xdp-local, state: FOLDER/state }
 admin: { socket: FOLDER/weir.sock }
 dataplane: { shards: 2, cpus: [0], idle: poll, populate: false, hugepages: false, memory: 128MiB, mbufs: 8192, routes: { ipv4: 10000, ipv6: 10000 } }
 ports:

@@ -156,7 +156,7 @@ fn shards_move_between_cores_under_load() {
         let cpu = forwarding[(moves / shards.len() + moves) % forwarding.len()];
         // Somebody looks through the tables of shards that move.
         thread::scope(|scope| {
-            let list = scope.spawn(|| farm.weirctl(&["routes", "list", "--limit", "20000"]));
+            let list = scope.spawn(|| farm.weirctl(&["routes", "list", "--limit", "2000"]));
             farm.weirctl(&["shards", "move", &shard.to_string(), &cpu.to_string()]);
             let list = list.join().expect("the list comes");
             listed = listed.max(list["routes"].as_array().expect("routes").len());

@@ -35,9 +35,9 @@ table netdev bench {{
 """
 # One host, without a probe, and no kernel that knows it.
 UNIT = """
-unit: {{ id: 1, name: weir-bench }}
+unit: {{ id: 1, name: weir-bench, state: {folder}/state }}
 admin: {{ socket: {folder}/weir.sock }}
-dataplane: {{ shards: {queues}, cpus: [{cpu}], classifier_cpus: [{other}], idle: spin, memory: 128MiB, mbufs: 8192, routes: {{ ipv4: 65536, ipv6: 65536 }} }}
+dataplane: {{ shards: {queues}, cpus: [{cpu}], classifier_cpus: [{other}], idle: spin, populate: false, memory: 128MiB, mbufs: 8192, routes: {{ ipv4: 65536, ipv6: 65536 }} }}
 ports:
   - {{ name: net0, device: "{kind}:near0", queues: {queues}, addresses: [192.0.2.1/24]{twin} }}
 neighbours:

@@ -7,7 +7,7 @@ from machine import SLOTS, pci
 from network import HOST4, HOST6, VIPS
 from processes import LabError, wait_until
 
-CONFIG = """unit: {{ id: 1, name: qemu }}
+CONFIG = """unit: {{ id: 1, name: qemu, state: /run/weir }}
 admin: {{ socket: /run/weir.sock }}
 dataplane:
   shards: {queues}

@@ -13,6 +13,7 @@ CONFIG = """# Written by scripts/lab.
 unit:
   id: 1
   name: weir-lab-{name}
+  state: {state}
 admin:
   socket: {socket}
 {agents}dataplane:
@@ -109,6 +110,7 @@ def write_config(state, topology, port_type, queues, spoken_for):
         CONFIG.format(
             name=topology.name,
             socket=socket_path(state),
+            state=state.folder / "state",
             shards=4,
             cpus=cpus,
             classifier_cpus=cpus[-1:],

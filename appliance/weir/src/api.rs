@@ -6,7 +6,7 @@ use std::sync::Arc;
 use weir_admin::api::{
     AgentRow, AgentStatus, ApiError, CoreStatus, Counters, DirectiveChange, EndpointStatus, Flow, HealthChange,
     HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol, RouteCount, RouteList,
-    RouteLookup, RssStatus, ServiceStatus, ShardMove, ShardStatus, Status, UnitApi,
+    RouteLookup, RssStatus, ServiceStatus, ShardMove, ShardStatus, Status, SteeredStatus, UnitApi,
 };
 use weir_config::Service;
 use weir_dataplane::flow::{Key, protocol};
@@ -137,29 +137,35 @@ impl UnitApi for Api {
             (Some(interface), Some(kernel)) => link_is_up(kernel, interface) == Some(true),
             _ => true,
         };
-        let ports = shared.config.ports.iter().zip(&shared.ports).zip(&macs).map(|((settings, ports), mac)| {
-            let sums = statistics(ports);
-            let of = |name: &str| sums.get(name).copied().unwrap_or(0);
-            PortStatus {
-                name: settings.name.clone(),
-                device: device_name(&settings.device),
-                mac: weir_dataplane::wire::ethernet::MacAddress(*mac).to_string(),
-                link_up: link_up(settings) && ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
-                rss: rss(ports),
-                rx: PortCounters {
-                    packets: of("rx_packets"),
-                    bytes: of("rx_bytes"),
-                    missed: of("rx_missed") + of("rx_no_mbuf"),
-                    errors: of("rx_errors"),
-                },
-                tx: PortCounters {
-                    packets: of("tx_packets"),
-                    bytes: of("tx_bytes"),
-                    missed: 0,
-                    errors: of("tx_errors"),
-                },
-            }
-        });
+        let ports = shared.config.ports.iter().zip(&shared.ports).zip(&macs).enumerate().map(
+            |(index, ((settings, ports), mac))| {
+                let sums = statistics(ports);
+                let of = |name: &str| sums.get(name).copied().unwrap_or(0);
+                PortStatus {
+                    name: settings.name.clone(),
+                    device: device_name(&settings.device),
+                    mac: weir_dataplane::wire::ethernet::MacAddress(*mac).to_string(),
+                    link_up: link_up(settings) && ports.iter().all(|port| port.link().is_ok_and(|link| link.up)),
+                    rss: rss(ports),
+                    steered: {
+                        let share = shared.cores.share(index);
+                        SteeredStatus { received: share.received, handed_over: share.foreign }
+                    },
+                    rx: PortCounters {
+                        packets: of("rx_packets"),
+                        bytes: of("rx_bytes"),
+                        missed: of("rx_missed") + of("rx_no_mbuf"),
+                        errors: of("rx_errors"),
+                    },
+                    tx: PortCounters {
+                        packets: of("tx_packets"),
+                        bytes: of("tx_bytes"),
+                        missed: 0,
+                        errors: of("tx_errors"),
+                    },
+                }
+            },
+        );
         let cores = shared.cores.cores().into_iter().map(|(cpu, shards, classifiers, busy)| CoreStatus {
             cpu: number(cpu),
             shards: shards.into_iter().map(number).collect(),

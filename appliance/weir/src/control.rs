@@ -28,6 +28,7 @@ use crate::core_thread::{Cores, uptime};
 use crate::knowledge::Knowledge;
 use crate::links::Links;
 use crate::retired::Published;
+use crate::steering::Steering;
 
 /// All that a running unit consists of.
 pub struct Unit {
@@ -281,6 +282,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
 
     let mut check = tokio::time::interval(LOOK_EVERY);
     let mut clients = Clients::default();
+    let mut steering = Steering::default();
     let mut links = Links::new(&shared.config).map_err(ControlError::Runtime)?;
     loop {
         tokio::select! {
@@ -294,6 +296,7 @@ async fn serve(shared: &Arc<Shared>, failed: &AtomicBool, socket: AdminSocket) -
                 }
                 shared.farms.free();
                 shared.standings.free();
+                steering.follow(uptime(), &shared.config, |port| shared.cores.share(port));
                 shared.links(&links.follow(uptime(), &shared.ports).await);
                 if let Some(mirror) = &mirror {
                     clients.resolve(shared, mirror);

@@ -30,7 +30,7 @@ use tracing::{error, warn};
 use weir_config::{Config, Idle};
 use weir_dataplane::core::{ClassifierSeat, Command, Core, PublishedClassifier, Turn, giving};
 use weir_dataplane::farm::{Farm, PortId};
-use weir_dataplane::shard::{Published, Shard};
+use weir_dataplane::shard::{Published, Shard, Share};
 use weir_dpdk::{Eal, PacketSockets};
 use weir_identity::Moment;
 
@@ -207,6 +207,16 @@ impl Cores {
     /// Takes the neighbours whose link-layer addresses packets wait for: on which port's link, and their addresses.
     pub fn wanted(&self) -> impl Iterator<Item = (PortId, IpAddr)> + '_ {
         self.shards.iter().flat_map(|shard| std::iter::from_fn(|| shard.wanted()))
+    }
+
+    /// How many packets all shards have received by a port, and how many of them were other shards'.
+    #[must_use]
+    pub fn share(&self, port: usize) -> Share {
+        let shares = self.shards.iter().map(|shard| shard.share(port));
+        shares.fold(Share::default(), |sum, share| Share {
+            received: sum.received + share.received,
+            foreign: sum.foreign + share.foreign,
+        })
     }
 
     /// All counters and drops (as `drop_REASON`), summed over shards and classifiers.

@@ -22,6 +22,7 @@ pub mod replay;
 pub mod retired;
 pub mod routes;
 pub mod routing;
+pub mod steering;
 pub mod twin;
 pub mod twin_peers;
 pub mod unit;

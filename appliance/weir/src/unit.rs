@@ -26,6 +26,7 @@ use crate::control::{self, ControlError};
 use crate::core_thread::{Cores, SpawnError};
 use crate::knowledge::Knowledge;
 use crate::ports::{self, Buckets, PortsError};
+use crate::unit_secret::{self, StateError};
 
 /// What shards and classifiers are made from, whatever their queues are.
 pub struct Assembly<'a> {
@@ -151,6 +152,9 @@ pub enum UnitError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] ServeError),
+    /// What the unit keeps for its next life.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A table.
     #[error(transparent)]
     Assembly(#[from] AssemblyError),
@@ -177,7 +181,11 @@ pub fn run(config: Config) -> Result<(), UnitError> {
     // Before the ports: a second unit by mistake must not take packets from the one that runs.
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let seed = config.dataplane.seed.unwrap_or_else(random_seed);
-    let key = bucket_key(&config, seed);
+    let key = if config.dataplane.seed.is_some() || config.dataplane.shards == 1 {
+        bucket_key(&config, seed)
+    } else {
+        kept_key(&config)?
+    };
     let buckets = Buckets { key: *key.bytes(), shards: Owners::new(&key, config.dataplane.shards).table() };
     let opened = ports::open(&config, Some(&buckets))?;
     let mut knowledge = Knowledge::new(Arc::clone(&config), opened.macs.clone(), &key).map_err(AssemblyError::Fib)?;
@@ -244,6 +252,29 @@ fn fragment_limits(settings: &weir_config::Dataplane) -> fragments::Limits {
 /// The key of the hash by which flows have their owners, from a seed.
 pub(crate) fn bucket_key(config: &Config, seed: u64) -> ToeplitzKey {
     if config.dataplane.shards == 1 { ToeplitzKey::one_bucket() } else { ToeplitzKey::from_seed(seed) }
+}
+
+/// The same as it is kept for all lives of a unit: flows and pools' ports have the same owners after a restart.
+fn kept_key(config: &Config) -> Result<ToeplitzKey, StateError> {
+    const KEY: usize = ToeplitzKey::LEN;
+    let secret = unit_secret::secret(config, || {
+        let key = ToeplitzKey::draw(random);
+        let mut secret = random();
+        secret[..KEY].copy_from_slice(key.bytes());
+        secret
+    })?;
+    let bytes = std::array::from_fn(|at| secret[at]);
+    ToeplitzKey::new(bytes).map_err(|_| StateError::Damaged { file: unit_secret::file(config) })
+}
+
+/// Bytes that nobody can guess.
+fn random<const N: usize>() -> [u8; N] {
+    use std::hash::{BuildHasher, RandomState};
+    let mut bytes = [0; N];
+    for (at, chunk) in bytes.chunks_mut(8).enumerate() {
+        chunk.copy_from_slice(&RandomState::new().hash_one(at).to_le_bytes()[..chunk.len()]);
+    }
+    bytes
 }
 
 /// This life's number: milliseconds since 1970.

@@ -96,6 +96,12 @@ pub fn directory(config: &Config) -> PathBuf {
     config.unit.state.clone().or_else(|| of_the_system().map(first)).unwrap_or_else(by_default)
 }
 
+/// Where its secret is.
+#[must_use]
+pub fn file(config: &Config) -> PathBuf {
+    directory(config).join(FILE)
+}
+
 /// Reads the secret in `directory`, or draws one and keeps it there if there is none yet.
 ///
 /// # Errors

@@ -22,14 +22,14 @@ pub(crate) fn status(status: &Status) -> String {
         status.mbufs.in_use,
         status.mbufs.total
     );
-    let mut ports = table(&["PORT", "LINK", "MAC", "RSS", "DEVICE"], &[]);
+    let mut ports = table(&["PORT", "LINK", "MAC", "RSS", "HANDED-OVER", "DEVICE"], &[4]);
     let mut traffic = table(
         &["PORT", "RX-PACKETS", "RX-BYTES", "MISSED", "RX-ERR", "TX-PACKETS", "TX-BYTES", "TX-ERR"],
         &[1, 2, 3, 4, 5, 6, 7],
     );
     for port in &status.ports {
         let link = if port.link_up { "up" } else { "DOWN" };
-        ports.add_row([&port.name, link, &port.mac, &port.rss.to_string(), &port.device]);
+        ports.add_row([&port.name, link, &port.mac, &port.rss.to_string(), &port.steered.to_string(), &port.device]);
         traffic.add_row([
             port.name.clone(),
             port.rx.packets.to_string(),

@@ -184,10 +184,31 @@ pub struct PortStatus {
     /// How its device spreads packets over its receive queues.
     #[serde(default)]
     pub rss: RssStatus,
+    /// Packets that shards have received by it, and how many of them came in at another shard than their flow's and were handed over.
+    #[serde(default)]
+    pub steered: SteeredStatus,
     /// What was received.
     pub rx: PortCounters,
     /// What was sent.
     pub tx: PortCounters,
+}
+
+/// How many of a port's packets belonged to other shards than those that received them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SteeredStatus {
+    /// Packets received.
+    pub received: u64,
+    /// Those of them that were handed over.
+    pub handed_over: u64,
+}
+
+impl fmt::Display for SteeredStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.handed_over * 1000).checked_div(self.received) {
+            Some(share) => write!(f, "{}.{}%", share / 10, share % 10),
+            None => f.write_str("-"),
+        }
+    }
 }
 
 /// How a port's device spreads packets over its receive queues.

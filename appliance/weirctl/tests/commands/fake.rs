@@ -9,7 +9,7 @@ use weir_admin::api::{
     AgentRow, AgentStatus, ApiError, CoreStatus, Counters, Direction, Directive, DirectiveChange, EndpointStatus, Flow,
     Health, HealthChange, HostService, HostStatus, MbufStatus, PortCounters, PortStatus, Presence, Protocol,
     RouteCount, RouteEndpoint, RouteEntry, RouteList, RouteLookup, RssStatus, ServiceStatus, ShardMove, ShardStatus,
-    Status, UnitApi,
+    Status, SteeredStatus, UnitApi,
 };
 use weir_admin::server::AdminSocket;
 use weir_identity::{HostId, Incarnation, ServiceId, UnitId};
@@ -55,6 +55,7 @@ impl UnitApi for Fake {
                 mac: "02:00:00:00:00:01".into(),
                 link_up: true,
                 rss: RssStatus::Hint { why: "both sides are hashed".into() },
+                steered: SteeredStatus { received: 123_456, handed_over: 61_700 },
                 rx: PortCounters { packets: 123_456, bytes: 1_572_864, missed: 7, errors: 0 },
                 tx: PortCounters { packets: 123_000, bytes: 512, missed: 0, errors: 2 },
             }],

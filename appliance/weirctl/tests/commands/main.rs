@@ -72,8 +72,8 @@ unit 1 weir-1  incarnation 1700000000123
 weir 0.1.0 (abc1234)  DPDK 22.11.7  up 3d4h
 mbufs 1024 of 16384 in use
 
-PORT  LINK  MAC                RSS   DEVICE
-net0  up    02:00:00:00:00:01  hint  af_packet:weir0
+PORT  LINK  MAC                RSS   HANDED-OVER  DEVICE
+net0  up    02:00:00:00:00:01  hint        49.9%  af_packet:weir0
 
 PORT  RX-PACKETS  RX-BYTES  MISSED  RX-ERR  TX-PACKETS  TX-BYTES  TX-ERR
 net0      123456   1.50MiB       7       0      123000      512B       2
