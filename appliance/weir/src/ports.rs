@@ -69,7 +69,7 @@ impl Packet for MbufPacket {
 /// One queue pair of a port.
 #[derive(Debug)]
 pub struct PortQueue {
-    rx: RxQueue,
+    rx: Option<RxQueue>,
     tx: TxQueue,
     pool: Mempool,
     lasts: Option<Duration>,
@@ -79,12 +79,18 @@ impl PortQueue {
     /// A queue pair whose originated packets come from `pool`. Packets that find it full are kept for a while by whoever sends them.
     #[must_use]
     pub fn new(rx: RxQueue, tx: TxQueue, pool: Mempool) -> Self {
-        Self { rx, tx, pool, lasts: None }
+        Self { rx: Some(rx), tx, pool, lasts: None }
+    }
+
+    /// One that only sends, where a device has more transmit than receive queues.
+    #[must_use]
+    pub fn sending(tx: TxQueue, pool: Mempool) -> Self {
+        Self { rx: None, tx, pool, lasts: None }
     }
 
     /// The same of a NIC, which drops what its receive queue cannot take.
     fn of_nic(self) -> Self {
-        Self { lasts: Some(naps::lasts(self.rx.descriptors(), self.rx.fastest_mbps())), ..self }
+        Self { lasts: self.rx.as_ref().map(|rx| naps::lasts(rx.descriptors(), rx.fastest_mbps())), ..self }
     }
 
     /// How long the receive queue lasts when nobody takes packets from it; `None`: it is not a NIC's.
@@ -95,7 +101,8 @@ impl PortQueue {
 
     /// Lets an idle core wait for packets here; `false` if the driver offers nothing to wait for.
     pub fn wait_on(&self, sockets: &mut PacketSockets) -> bool {
-        sockets.add_queue(&self.rx)
+        // What it only sends comes over rings, whose fillers ring a bell.
+        self.rx.as_ref().is_none_or(|rx| sockets.add_queue(rx))
     }
 }
 
@@ -104,7 +111,9 @@ impl Queue for PortQueue {
 
     #[inline]
     fn receive(&mut self, burst: &mut Burst<MbufPacket>) {
-        self.rx.receive(burst);
+        if let Some(rx) = &mut self.rx {
+            rx.receive(burst);
+        }
     }
 
     #[inline]
@@ -113,8 +122,9 @@ impl Queue for PortQueue {
     }
 
     fn is_behind(&self) -> Option<bool> {
-        let descriptors = self.rx.descriptors();
-        self.rx.holds_more_than((descriptors / 4).max(TWO_TURNS).min(descriptors / 2))
+        let rx = self.rx.as_ref()?;
+        let descriptors = rx.descriptors();
+        rx.holds_more_than((descriptors / 4).max(TWO_TURNS).min(descriptors / 2))
     }
 
     fn allocate(&mut self) -> Option<MbufPacket> {
@@ -277,7 +287,7 @@ pub fn open(config: &Config, buckets: Option<&Buckets>) -> Result<Opened, PortsE
         kept_by_drivers: 0,
     };
     for (index, port) in config.ports.iter().enumerate() {
-        opened.open_port(eal, index, port, twin_rates(settings), buckets)?;
+        opened.open_port(eal, index, port, twin_rates(settings), buckets, settings.shards)?;
     }
     Ok(opened)
 }
@@ -290,6 +300,7 @@ impl Opened {
         settings: &weir_config::Port,
         rates: TwinRates,
         buckets: Option<&Buckets>,
+        shards: usize,
     ) -> Result<(), PortsError> {
         if let Device::Vlan { parent, .. } = settings.device {
             self.ports.push(Vec::new());
@@ -311,17 +322,20 @@ impl Opened {
             Device::Pci(address) => {
                 let idle = IdlePort::by_pci(eal, address).map_err(in_port)?;
                 let has = idle.info().map_err(in_port)?;
-                vec![(idle, at_most(settings, Some(has.max_rx_queues.min(has.max_tx_queues))))]
+                let receive = at_most(settings, Some(has.max_rx_queues.min(has.max_tx_queues)));
+                // Each shard sends by itself, also those that have no receive queue.
+                let send = u16::try_from(shards).unwrap_or(u16::MAX).min(has.max_tx_queues).max(receive);
+                vec![(idle, receive, send)]
             }
             _ => vdevs
                 .iter()
-                .map(|vdev| Ok((self.add_vdev(eal, vdev, settings)?, vdev.queues)))
+                .map(|vdev| Ok((self.add_vdev(eal, vdev, settings)?, vdev.queues, vdev.queues)))
                 .collect::<Result<Vec<_>, PortsError>>()?,
         };
         let mut started_ports = Vec::new();
         let mut shard = 0;
-        for (idle, queues) in idle {
-            let config = port_config(settings, queues, buckets);
+        for (idle, queues, send) in idle {
+            let config = PortConfig { tx_queues: send, ..port_config(settings, queues, buckets) };
             let started = idle.start(&config, self.pool).map_err(in_port)?;
             let nic = matches!(settings.device, Device::Pci(_));
             if nic {
@@ -330,11 +344,15 @@ impl Opened {
             if matches!(settings.device, Device::AfXdp(_)) {
                 self.kept_by_drivers += AF_XDP_FILL_RING * u32::from(queues);
             }
-            for (rx, tx) in started.rx.into_iter().zip(started.tx) {
-                let queue = PortQueue::new(rx, tx, self.pool);
-                self.ends.queues.insert((shard, index), if nic { queue.of_nic() } else { queue });
-                shard += 1;
+            let mut receive = started.rx.into_iter();
+            for (more, tx) in started.tx.into_iter().enumerate() {
+                let queue = match receive.next() {
+                    Some(rx) => PortQueue::new(rx, tx, self.pool),
+                    None => PortQueue::sending(tx, self.pool),
+                };
+                self.ends.queues.insert((shard + more, index), if nic { queue.of_nic() } else { queue });
             }
+            shard += usize::from(queues);
             started_ports.push(started.port);
         }
         self.ends.owners.push(shard);

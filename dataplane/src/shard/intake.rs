@@ -195,6 +195,9 @@ impl<Q: Queue> Shard<Q> {
         }
         self.ports[port].order.received(burst.len());
         self.arrived(port, burst.len(), progress);
+        if burst.is_empty() {
+            return;
+        }
         let mut ports = [port_id(port); BURST];
         if self.farm.is_trunk(port_id(port)) {
             self.take_tags_off(&mut burst, &mut ports, progress.now);

@@ -100,7 +100,7 @@ fn ways_and_neighbours_over_a_dead_link_are_not_used() {
     assert_eq!(neighbours(&routing), ["192.0.2.254"], "of its VLAN neither");
     // What the kernel learns meanwhile changes nothing.
     let mut more = kernel();
-    let (key, known) = ((2, address("10.20.0.12")), more.neighbours[&(2, address("10.20.0.11"))].clone());
+    let (key, known) = ((2, address("10.20.0.12")), more.neighbours[&(2, address("10.20.0.11"))]);
     more.neighbours.insert(key, weir_netlink::Neighbour { address: key.1, ..known });
     routing.follow(Arc::new(more));
     assert_eq!(routing.writer.mac(1, key.1), None);
