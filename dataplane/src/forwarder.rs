@@ -217,6 +217,7 @@ impl Forwarder {
     #[inline]
     pub fn forward<P: Packet>(&mut self, packets: &mut Burst<P>, port: PortId, farm: &Farm, now: u32) -> Departures {
         let mut lane = QuickLane::default();
+        packets.iter().for_each(Packet::prefetch);
         self.enter::<false, false, false, P>(packets, &[port; BURST], farm, &mut lane);
         self.look(packets, &mut lane, farm, now);
         self.leave(packets, &mut lane, farm, now)

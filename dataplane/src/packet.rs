@@ -20,8 +20,10 @@ pub trait Packet: Send + 'static {
     fn trim_front(&mut self, bytes: usize) -> bool;
     /// Makes the frame `bytes` long, cutting or growing it at the end; new bytes are undefined. `false` if it cannot grow so far.
     fn resize(&mut self, bytes: usize) -> bool;
-    /// Asks the processor to load what parsing will read.
+    /// Asks the processor to load what parsing will read and forwarding will change.
     fn prefetch(&self) {}
+    /// Asks the processor to load what says where the bytes are: it is not here where another core has had the packet.
+    fn prefetch_header(&self) {}
 }
 
 /// One receive and transmit queue of one port, owned by one shard.

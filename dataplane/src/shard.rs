@@ -613,8 +613,8 @@ const BURSTS_AT_ONCE: usize = 8;
 const FULL_TURNS: u32 = 16;
 /// Errands done in one turn at the most.
 const ERRANDS_AT_ONCE: usize = 2 * BURST;
-/// Passes of the quick lane.
-const STAGES: usize = 3;
+/// Bursts on their way at the same time: one that is filled, and one in each pass of the fast path.
+const STAGES: usize = 4;
 /// ICMP errors a shard makes at the most; a sender that misses one gets the next.
 const ERRORS_PER_SECOND: u32 = 1000;
 /// Echo requests that it answers at the most.

@@ -62,7 +62,12 @@ impl Packet for MbufPacket {
 
     #[inline(always)]
     fn prefetch(&self) {
-        weir_cpu::prefetch_at(self.0.data(), 0);
+        weir_cpu::prefetch_write_at(self.0.data(), 0);
+    }
+
+    #[inline(always)]
+    fn prefetch_header(&self) {
+        weir_cpu::prefetch_read(self.0.header());
     }
 }
 

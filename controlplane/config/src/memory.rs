@@ -128,7 +128,7 @@ const LEAST_DEAD_PORTS: usize = 1024;
 const HANDOVERS: usize = 1 << 15;
 const HANDOVER: u64 = 16;
 /// What waits to be put into a ring, and what others may ask of a shard beside packets.
-const OUTBOX: u64 = 640;
+const OUTBOX: u64 = 1152;
 const ERRANDS: u64 = 512 * 256;
 /// The four rings between a shard and a classifier.
 const LINK: u64 = 3 << 19;

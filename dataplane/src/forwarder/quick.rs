@@ -93,7 +93,9 @@ impl Forwarder {
         farm: &Farm,
         lane: &mut QuickLane,
     ) {
-        packets.iter().for_each(Packet::prefetch);
+        if MIXED {
+            packets.iter().for_each(Packet::prefetch);
+        }
         let mac_of = |port: PortId| address_word(farm.ports[usize::from(port)].mac);
         let first = mac_of(ports[0]);
         let longest = usize::from(farm.smallest_mtu().min(self.paths.room())) + 14;

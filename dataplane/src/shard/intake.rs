@@ -48,6 +48,17 @@ impl<P> Stage<P> {
         self.ports[self.packets.len() % BURST] = port;
         self.packets.push(packet);
     }
+
+    /// The same as long as it has less than `most`; else the packet is left over for the next stage.
+    #[inline(always)]
+    fn push_or_leave(&mut self, packet: P, port: PortId, most: usize, leftover: &mut Leftover<P>) {
+        if self.packets.len() < most {
+            self.push(packet, port);
+        } else {
+            leftover.ports[leftover.packets.len() % BURST] = port;
+            leftover.packets.push(packet);
+        }
+    }
 }
 
 /// What has been received and steered, and has found no room in a stage yet.
@@ -100,7 +111,8 @@ impl<Q: Queue> Shard<Q> {
         work
     }
 
-    /// Bursts are in the fast path's three passes one behind the other, so that the memory has the time of a whole burst to answer.
+    /// Bursts are filled and in the fast path's three passes one behind the other, so that the memory has the time of a whole burst to
+    /// answer.
     fn pump<const TOGETHER4: bool, const TOGETHER6: bool>(&mut self, now: Moment) -> usize {
         let mut progress = Progress { now, ..Progress::default() };
         if self.burst < BURST {
@@ -113,21 +125,22 @@ impl<Q: Queue> Shard<Q> {
             return progress.work;
         }
         let (mut step, mut filled, mut more) = (0, 0, true);
-        while more || step < filled + 2 {
+        while more || step < filled + 3 {
             if more {
                 more = self.fill(step % STAGES, &mut progress);
-                if more {
-                    self.enter::<TOGETHER4, TOGETHER6>(step % STAGES);
-                    filled += 1;
-                } else if filled == 0 {
+                filled += usize::from(more);
+                if filled == 0 {
                     break;
                 }
             }
             if (1..=filled).contains(&step) {
-                self.look((step - 1) % STAGES, now);
+                self.enter::<TOGETHER4, TOGETHER6>((step - 1) % STAGES);
             }
             if (2..=filled + 1).contains(&step) {
-                self.finish((step - 2) % STAGES, now);
+                self.look((step - 2) % STAGES, now);
+            }
+            if (3..=filled + 2).contains(&step) {
+                self.finish((step - 3) % STAGES, now);
             }
             step += 1;
         }
@@ -179,6 +192,7 @@ impl<Q: Queue> Shard<Q> {
             return false;
         };
         queue.receive(packets);
+        packets.iter().for_each(Packet::prefetch);
         let arrived = packets.len();
         (*ports, *mixed) = ([port_id(port); BURST], false);
         order.received(arrived);
@@ -202,26 +216,25 @@ impl<Q: Queue> Shard<Q> {
         if self.farm.is_trunk(port_id(port)) {
             self.take_tags_off(&mut burst, &mut ports, progress.now);
         }
-        let steers = self.ports[port].order.steers();
-        let mut owners = [self.number; BURST];
-        if steers {
-            burst.iter().for_each(Packet::prefetch);
-            for ((packet, port), owner) in burst.iter().zip(&ports).zip(&mut owners) {
-                *owner = self.forwarder.steer(packet.data(), self.farm.ports[usize::from(*port)].mac, &self.farm);
-            }
+        if !self.ports[port].order.steers() {
+            return burst.drain(..).zip(ports).for_each(|(packet, port)| self.keep(stage, packet, port));
         }
-        let mut foreign = 0;
-        for ((packet, port), owner) in burst.drain(..).zip(ports).zip(owners) {
-            if owner == self.number {
-                self.keep(stage, packet, port);
-            } else {
-                foreign += 1;
-                let transfer = Transfer { packet, port, task: Task::Forward };
-                self.neighbours.hand(owner, transfer, &mut self.forwarder.drops);
-            }
+        burst.iter().for_each(Packet::prefetch);
+        let received = burst.len();
+        let mut owners = [0; BURST];
+        for ((packet, port), owner) in burst.iter().zip(&ports).zip(&mut owners) {
+            let mac = self.farm.ports[usize::from(*port)].mac;
+            *owner = u8::try_from(self.forwarder.steer(packet.data(), mac, &self.farm)).unwrap_or(u8::MAX);
         }
-        self.ports[port].order.foreign(foreign);
-        self.forwarder.counters.handed_over += foreign as u64;
+        self.neighbours.deal(&mut burst, &ports, &owners, &mut self.forwarder.drops);
+        let (most, stage, leftover) = (self.burst, &mut self.stages[stage], &mut self.leftover);
+        let mut own = 0;
+        self.neighbours.own(|packet, port| {
+            own += 1;
+            stage.push_or_leave(packet, port, most, leftover);
+        });
+        self.ports[port].order.foreign(received - own);
+        self.forwarder.counters.handed_over += (received - own) as u64;
     }
 
     /// Notes that a port has brought so many packets, and goes on to the next one where that is all for this turn.
@@ -251,10 +264,13 @@ impl<Q: Queue> Shard<Q> {
                 self.backlog.note();
             }
         }
-        for Transfer { packet, port, task } in taken {
+        for Transfer { packet, port, task } in taken.drain(..) {
             let stage = &mut self.stages[stage];
             match task {
-                Task::Forward => stage.push(packet, port),
+                Task::Forward => {
+                    packet.prefetch_header();
+                    stage.push(packet, port);
+                }
                 Task::Follow(protocol, ports) => {
                     let at = stage.packets.len() % BURST;
                     stage.followers |= 1 << at;
@@ -269,13 +285,7 @@ impl<Q: Queue> Shard<Q> {
     /// Puts a packet into a stage, or leaves it over for the next one.
     #[inline(always)]
     fn keep(&mut self, stage: usize, packet: Q::Packet, port: PortId) {
-        let stage = &mut self.stages[stage];
-        if stage.packets.len() < self.burst {
-            stage.push(packet, port);
-        } else {
-            self.leftover.ports[self.leftover.packets.len() % BURST] = port;
-            self.leftover.packets.push(packet);
-        }
+        self.stages[stage].push_or_leave(packet, port, self.burst, &mut self.leftover);
     }
 
     /// The fast path's first pass.

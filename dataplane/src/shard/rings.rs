@@ -10,7 +10,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use crate::counters::{DropReason, Drops};
 use crate::farm::PortId;
 use crate::forwarder::Forwarder;
-use crate::packet::{BURST, Packet};
+use crate::packet::{BURST, Burst, Packet};
 use crate::parse::Parsed;
 use crate::plumbing::{Notice, Plumb, Question, Reply};
 
@@ -139,6 +139,8 @@ pub(super) enum Task {
 pub struct Neighbourhood<P> {
     to: Vec<Outbox<P>>,
     from: Vec<Consumer<Transfer<P>>>,
+    /// Whose they are.
+    number: usize,
     /// Whose turn it is to be read first.
     next: usize,
     /// The outboxes that something waits in, a bit each.
@@ -148,11 +150,12 @@ pub struct Neighbourhood<P> {
     all_errands: Vec<Arc<ArrayQueue<Errand<P>>>>,
 }
 
-/// What has gathered for another shard; none for oneself.
+/// What has gathered for a shard, less than a burst between two bursts. Oneself has a place there, but no ring: so that a burst is dealt
+/// out without a branch on whose each packet is, which no processor could predict.
 #[derive(Debug)]
 struct Outbox<P> {
     ring: Option<Producer<Transfer<P>>>,
-    waiting: ArrayVec<Transfer<P>, BURST>,
+    waiting: ArrayVec<Transfer<P>, { 2 * BURST }>,
 }
 
 impl<P> Neighbourhood<P> {
@@ -163,11 +166,48 @@ impl<P> Neighbourhood<P> {
             return drops.count(DropReason::HandoverRing);
         };
         outbox.waiting.push(transfer);
-        if outbox.waiting.is_full() {
-            outbox.flush(drops);
-            self.waiting &= !(1 << shard);
-        } else {
-            self.waiting |= 1 << shard;
+        self.waiting |= 1 << shard;
+        if outbox.waiting.len() >= BURST {
+            self.flush_full(1 << shard, drops);
+        }
+    }
+
+    /// Deals a burst out to its `owners`, the shard with these rings among them, whose packets are taken out by [`Self::own`].
+    #[inline]
+    pub(super) fn deal(
+        &mut self,
+        burst: &mut Burst<P>,
+        ports: &[PortId; BURST],
+        owners: &[u8; BURST],
+        drops: &mut Drops,
+    ) {
+        let mut touched = 0;
+        for ((packet, port), owner) in burst.drain(..).zip(ports).zip(owners) {
+            let shard = usize::from(*owner);
+            self.to[shard].waiting.push(Transfer { packet, port: *port, task: Task::Forward });
+            touched |= 1_u128 << (shard % 128);
+        }
+        self.waiting |= touched;
+        self.flush_full(touched & !(1 << self.number), drops);
+    }
+
+    /// Takes this shard's own packets out of what was dealt.
+    #[inline]
+    pub(super) fn own(&mut self, mut take: impl FnMut(P, PortId)) {
+        self.waiting &= !(1 << self.number);
+        self.to[self.number].waiting.drain(..).for_each(|transfer| take(transfer.packet, transfer.port));
+    }
+
+    /// Lets whole bursts go over, of those shards that have a bit in `which`.
+    #[inline]
+    fn flush_full(&mut self, mut which: u128, drops: &mut Drops) {
+        while which != 0 {
+            let shard = which.trailing_zeros() as usize;
+            which &= which - 1;
+            if self.to[shard].waiting.len() >= BURST {
+                self.to[shard].flush(drops);
+                self.waiting &= !(1 << shard);
+            }
         }
     }
 
@@ -238,7 +278,8 @@ impl<P> Outbox<P> {
 #[must_use]
 pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>> {
     let all_errands: Vec<_> = (0..shards).map(|_| Arc::new(ArrayQueue::new(ERRANDS))).collect();
-    let end = |errands: &Arc<_>| Neighbourhood {
+    let end = |(number, errands): (usize, &Arc<_>)| Neighbourhood {
+        number,
         to: Vec::new(),
         from: Vec::new(),
         next: 0,
@@ -246,7 +287,7 @@ pub fn neighbourhoods<P>(shards: usize, packets: usize) -> Vec<Neighbourhood<P>>
         errands: Arc::clone(errands),
         all_errands: all_errands.clone(),
     };
-    let mut all: Vec<Neighbourhood<P>> = all_errands.iter().map(end).collect();
+    let mut all: Vec<Neighbourhood<P>> = all_errands.iter().enumerate().map(end).collect();
     for from in 0..shards {
         for to in 0..shards {
             if from == to {

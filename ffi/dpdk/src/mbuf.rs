@@ -37,8 +37,10 @@ impl Mbuf {
         Self(raw)
     }
 
+    /// The buffer's header, for a prefetch.
     #[inline(always)]
-    fn header(&self) -> &sys::rte_mbuf {
+    #[must_use]
+    pub fn header(&self) -> &sys::rte_mbuf {
         // SAFETY: owned and live until `drop`; nobody writes while `self` is borrowed.
         unsafe { self.0.as_ref() }
     }
@@ -229,13 +231,6 @@ impl Mbuf {
             (false, true) => Checksum::Good,
             (true, true) => Checksum::Absent,
         }
-    }
-
-    /// The address of the buffer's header, for a prefetch.
-    #[inline(always)]
-    #[must_use]
-    pub fn as_ptr(&self) -> *const sys::rte_mbuf {
-        self.0.as_ptr()
     }
 }
 
