@@ -124,8 +124,10 @@ impl<Q: Queue> Shard<Q> {
             }
             return progress.work;
         }
+        // Where packets are handed over, what other cores have had is not here yet when it is taken out of their rings.
+        let wait = usize::from(self.ports.iter().any(|port| port.order.steers()));
         let (mut step, mut filled, mut more) = (0, 0, true);
-        while more || step < filled + 3 {
+        while more || step < filled + wait + 2 {
             if more {
                 more = self.fill(step % STAGES, &mut progress);
                 filled += usize::from(more);
@@ -133,14 +135,16 @@ impl<Q: Queue> Shard<Q> {
                     break;
                 }
             }
-            if (1..=filled).contains(&step) {
-                self.enter::<TOGETHER4, TOGETHER6>((step - 1) % STAGES);
+            let due =
+                |behind: usize| step.checked_sub(behind).filter(|stage| *stage < filled).map(|stage| stage % STAGES);
+            if let Some(stage) = due(wait) {
+                self.enter::<TOGETHER4, TOGETHER6>(stage);
             }
-            if (2..=filled + 1).contains(&step) {
-                self.look((step - 2) % STAGES, now);
+            if let Some(stage) = due(wait + 1) {
+                self.look(stage, now);
             }
-            if (3..=filled + 2).contains(&step) {
-                self.finish((step - 3) % STAGES, now);
+            if let Some(stage) = due(wait + 2) {
+                self.finish(stage, now);
             }
             step += 1;
         }
